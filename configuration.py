@@ -1,0 +1,271 @@
+"""Dotted values to frozen dataclasses and back, every value checked.
+
+A workload's `Config` is a frozen dataclass whose fields may be frozen dataclasses in turn. People write
+its leaves with dots (`loss.dice: 0.5`); this module is the one place where such text becomes typed values.
+The string under a field is its help text, here and in every schema made from the class.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+T = TypeVar("T")
+
+PRESET = "preset"
+
+
+class ConfigError(ValueError):
+    """A value that a configuration refuses: which key, what came, what to write instead."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}" if key else problem)
+        self.key = key
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Field:
+    """One leaf of a configuration, as it is shown and checked."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+
+
+def fields(config_class: type) -> dict[str, Field]:
+    """Return every leaf of a configuration class by its dotted name, in order of definition."""
+    return {field.name: field for field in _leaves(config_class, "")}
+
+
+def build(config_class: type[T], values: Mapping[str, Any]) -> T:
+    """Return an instance made from dotted or nested values; what is not given keeps its default.
+
+    A value `preset: NAME` starts from the class method of that name instead of the plain defaults.
+
+    Raises:
+        ConfigError: for an unknown key, a value of the wrong type, or one the class itself refuses.
+    """
+    flat = flatten(values)
+    preset = flat.pop(PRESET, None)
+    base = config_class() if preset is None else _preset(config_class, preset)
+    return replace(base, flat)
+
+
+def replace(config: T, values: Mapping[str, Any]) -> T:
+    """Return a copy of a configuration with some dotted leaves changed, checked like `build`."""
+    known = fields(type(config))
+    for key, value in values.items():
+        if key not in known:
+            raise unknown_key(key, known)
+    checked = {key: check(known[key].annotation, value, key) for key, value in values.items()}
+    return _replace(config, checked, "")
+
+
+def to_values(config: Any) -> dict[str, Any]:
+    """Return all leaves of a configuration as plain values under dotted names; tuples become lists."""
+    return {name: _plain(functools.reduce(getattr, name.split("."), config)) for name in fields(type(config))}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping with dotted keys; empty mappings vanish."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    """Return the error for a key that does not exist, naming the nearest that do."""
+    names = list(known)
+    close = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
+    close += [name for name in names if name.rpartition(".")[2] == key.rpartition(".")[2] and name not in close]
+    hint = (
+        f"did you mean {' or '.join(repr(name) for name in close[:3])}?" if close else f"known keys: {', '.join(names)}"
+    )
+    return ConfigError(key, f"unknown key; {hint}")
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split `key=value` as typed on a command line; the value is read as YAML, and 3e-4 is a number.
+
+    Raises:
+        ConfigError: if there is no `=` or the value is not YAML.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(text, "expected key=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(key, f"cannot read {value!r} as YAML; quote it") from error
+    if isinstance(parsed, str) and _number_as_text(parsed):
+        parsed = float(parsed)
+    return key.strip(), parsed
+
+
+def check(annotation: Any, value: Any, key: str) -> Any:
+    """Return the value if it fits the annotation, whole numbers widened to float and lists made tuples.
+
+    Raises:
+        ConfigError: naming what came and what was expected.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return _check_choice(arguments, value, key)
+    if origin in (Union, types.UnionType):
+        return _check_union(arguments, value, key)
+    if origin is tuple:
+        return _check_tuple(arguments, value, key)
+    if annotation is Any:
+        return value
+    return _check_scalar(annotation, value, key)
+
+
+def type_name(annotation: Any) -> str:
+    """Return an annotation as a person would say it."""
+    names = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_name(argument) for argument in arguments)
+    if origin is tuple:
+        return f"list of {type_name(arguments[0])}"
+    return names.get(annotation, str(annotation))
+
+
+def _check_choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return value
+    close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(key, f"got {value!r}; expected one of {', '.join(map(str, choices))}{hint}")
+
+
+def _check_union(options: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    options = tuple(option for option in options if option is not type(None))
+    problems = []
+    for option in options:
+        try:
+            return check(option, value, key)
+        except ConfigError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    raise ConfigError(key, f"got {value!r}; expected {' or '.join(type_name(option) for option in options)}")
+
+
+def _check_tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(key, f"got {value!r}; expected a list, such as [1, 2]")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(check(arguments[0], item, f"{key}[{index}]") for index, item in enumerate(value))
+    if len(value) != len(arguments):
+        raise ConfigError(key, f"got {len(value)} values; expected {len(arguments)}")
+    return tuple(
+        check(kind, item, f"{key}[{index}]") for index, (kind, item) in enumerate(zip(arguments, value, strict=True))
+    )
+
+
+def _check_scalar(kind: type, value: Any, key: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind in (int, float) and isinstance(value, str) and (number := _number_as_text(value)):
+        raise ConfigError(key, f"got text {value!r}; write {number}")
+    if type(value) is not kind:
+        raise ConfigError(key, f"got {value!r}; expected {type_name(kind)}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(key, f"got {value!r}; expected a finite number")
+    return value
+
+
+def _number_as_text(text: str) -> str:
+    """Return how YAML 1.1 wants this number written, or "" if the text is no number."""
+    if not re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", text.strip()):
+        return ""
+    mantissa, mark, exponent = text.strip().lower().partition("e")
+    if not mark:
+        return text.strip()
+    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
+    return f"{mantissa}e{exponent if exponent[0] in '+-' else '+' + exponent}"
+
+
+def _preset(config_class: type[T], name: Any) -> T:
+    names = [
+        key for key, member in vars(config_class).items() if isinstance(member, classmethod) and not key.startswith("_")
+    ]
+    if name not in names:
+        raise ConfigError(PRESET, f"got {name!r}; this workload has {', '.join(names) or 'none'}")
+    made: T = getattr(config_class, name)()
+    return made
+
+
+def _replace(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        name, current = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(current):
+            changes[field.name] = _replace(current, values, f"{name}.")
+        elif name in values:
+            changes[field.name] = values[name]
+    try:
+        return dataclasses.replace(config, **changes)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(prefix.rstrip("."), str(error)) from error
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _leaves(config_class: type, prefix: str) -> Iterator[Field]:
+    annotations, texts = typing.get_type_hints(config_class), _field_texts(config_class)
+    for field in dataclasses.fields(config_class):
+        annotation = annotations[field.name]
+        if dataclasses.is_dataclass(annotation):
+            yield from _leaves(typing.cast(type, annotation), f"{prefix}{field.name}.")
+        else:
+            yield Field(f"{prefix}{field.name}", annotation, _default(field), texts.get(field.name, ""))
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+@functools.cache
+def _field_texts(config_class: type) -> dict[str, str]:
+    """Return the string that stands under each field in the source of the class, base classes first."""
+    texts: dict[str, str] = {}
+    for member in reversed(config_class.__mro__[:-1]):
+        body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(member))).body[0]).body
+        for statement, following in zip(body, body[1:], strict=False):
+            if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+                continue
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                texts[statement.target.id] = inspect.cleandoc(str(following.value.value))
+    return texts

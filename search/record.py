@@ -1,0 +1,93 @@
+"""What is known of one trial, read from the study: plain data for leaderboards, reports and rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+State = Literal["waiting", "running", "complete", "stopped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial of a study."""
+
+    number: int
+    state: State
+    params: Mapping[str, Any]
+    """The searched values under dotted names; conditional ones only where they applied."""
+    values: tuple[float, ...] | None = None
+    """The objectives at the best epoch, in the order of the spec; None unless complete."""
+    epochs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    """The objectives after each reported epoch."""
+    seed: int = 0
+    reason: str = ""
+    """Why it ended, in words: finished, stopped at a rung, or how it failed."""
+    best_epoch: int | None = None
+    checkpoint: str | None = None
+    """Folder of the best epoch's checkpoint, relative to the study's folder; None once it is deleted."""
+    checkpoint_sha256: str | None = None
+    attempts: int = 1
+    slot_s: float = 0.0
+    """Seconds a slot worked on it."""
+    started: datetime | None = None
+    finished: datetime | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """All metrics that the workload reported at the best epoch."""
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """Where everything of one study lies."""
+
+    folder: Path
+
+    @property
+    def spec(self) -> Path:
+        """Resolved spec: every value, every version, the data's manifest."""
+        return self.folder / "spec.yaml"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal: the truth."""
+        return self.folder / "study.journal"
+
+    @property
+    def lease(self) -> Path:
+        """Held by the process that writes the study."""
+        return self.folder / "lease.json"
+
+    def trial(self, number: int) -> Path:
+        """Folder of one trial: config.json, metrics.jsonl, result.json, checkpoints/, TensorBoard events."""
+        return self.folder / "trials" / str(number)
+
+    @property
+    def promotion(self) -> Path:
+        """Who was promoted, and one sentence why."""
+        return self.folder / "promotion.json"
+
+    def evaluation(self, name: str) -> Path:
+        """Folder of one evaluation: evaluation.json, figures; `name` is the trial's number, or `7-seed2`."""
+        return self.folder / "evaluation" / name
+
+    def model(self, name: str) -> Path:
+        """Folder of one model ready to use."""
+        return self.folder / "models" / name
+
+    @property
+    def leaderboard(self) -> Path:
+        """The promoted, best first, with test scores and intervals."""
+        return self.folder / "leaderboard.csv"
+
+    @property
+    def table(self) -> Path:
+        """All trials as Parquet."""
+        return self.folder / "trials.parquet"
+
+    @property
+    def report(self) -> Path:
+        """One self-contained page."""
+        return self.folder / "report.html"

@@ -1,0 +1,57 @@
+"""How one is trained: each module here is a workload, found by its name.
+
+A workload is a module, here or anywhere importable, with
+
+    class Config                                  frozen dataclass of everything that can be set; Config.debug() is
+                                                  seconds on the CPU, Config.reference() the original system's values
+    def metrics(config) -> dict[str, str]         what an epoch reports: name -> "max" or "min", whichever is better
+    def prepare(config) -> dict                   check the data and decode it once for this machine; returns the
+                                                  manifest: {"sha256", "samples": {split: n}, "synthetic": bool,
+                                                  "warnings": [...], ...}; raises segmentation.epoch.DataError
+    def train(config, resume=None)                yield one segmentation.epoch.Epoch for each epoch; `resume` is a
+                                                  checkpoint folder that one of its epochs saved
+    def evaluate(checkpoint, split, out_dir)      score a checkpoint folder; returns segmentation.epoch.Evaluation
+    def predict(checkpoint, source, out_dir)      write a prediction for each image in a file or folder; returns paths
+    def inspect(config, out_dir)                  draw what the network will see; returns paths of the pictures
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+CONTRACT = ("Config", "metrics", "prepare", "train", "evaluate", "predict", "inspect")
+
+
+class WorkloadError(ValueError):
+    """No such workload, or one that does not keep the contract."""
+
+
+def names() -> list[str]:
+    """Return the workloads that live in this package."""
+    return sorted(
+        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_") and not module.ispkg
+    )
+
+
+def load(name: str) -> ModuleType:
+    """Return the workload's module: one of this package, or any importable dotted name.
+
+    Raises:
+        WorkloadError: naming the nearest workload, or what the module lacks.
+    """
+    target = name if "." in name else f"{__name__}.{name}"
+    try:
+        module = importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{target}.".startswith(f"{error.name}."):
+            raise
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"here are {', '.join(names())}"
+        raise WorkloadError(f"workload {name!r} not found; {hint}") from error
+    missing = [member for member in CONTRACT if not hasattr(module, member)]
+    if missing:
+        raise WorkloadError(f"{target} is no workload: it lacks {', '.join(missing)}")
+    return module
