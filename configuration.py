@@ -19,6 +19,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeVar, Union
 
 import yaml
@@ -69,11 +70,12 @@ def build(config_class: type[T], values: Mapping[str, Any]) -> T:
 def replace(config: T, values: Mapping[str, Any]) -> T:
     """Return a copy of a configuration with some dotted leaves changed, checked like `build`."""
     known = fields(type(config))
-    for key, value in values.items():
+    for key in values:
         if key not in known:
             raise unknown_key(key, known)
     checked = {key: check(known[key].annotation, value, key) for key, value in values.items()}
-    return _replace(config, checked, "")
+    changed: T = _replace(config, checked, "")
+    return changed
 
 
 def to_values(config: Any) -> dict[str, Any]:
@@ -188,7 +190,7 @@ def _check_tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any,
     )
 
 
-def _check_scalar(kind: type, value: Any, key: str) -> Any:
+def _check_scalar(kind: Any, value: Any, key: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if kind in (int, float) and isinstance(value, str) and (number := _number_as_text(value)):
@@ -263,7 +265,7 @@ def _field_texts(config_class: type) -> dict[str, str]:
     texts: dict[str, str] = {}
     for member in reversed(config_class.__mro__[:-1]):
         body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(member))).body[0]).body
-        for statement, following in zip(body, body[1:], strict=False):
+        for statement, following in pairwise(body):
             if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
                 continue
             if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
