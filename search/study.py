@@ -88,12 +88,12 @@ class Study:
         self._counted = 0
         self._reconcile()
 
-    def enqueue(self, params: Mapping[str, Any], note: str) -> None:
+    def enqueue(self, params: Mapping[str, Any], note: str, overrides: Mapping[str, Any] | None = None) -> None:
         """Have a trial with these values asked before any other, unless the same note was enqueued before."""
         if note in {trial.user_attrs.get("note") for trial in self._frozen()}:
             return
         stored = {name: space.encode(value) for name, value in params.items()}
-        self.optuna.enqueue_trial(stored, user_attrs={"note": note})
+        self.optuna.enqueue_trial(stored, user_attrs={"note": note, "overrides": dict(overrides or {})})
 
     def ask(self) -> Task | None:
         """Return the next trial to run: one that was in flight, or a new one; None once the trials are used up."""
@@ -145,13 +145,9 @@ class Study:
         """Return all trials, refused ones left out, in order of their numbers."""
         return [record for trial in self._frozen() if (record := self._record(trial)) is not None]
 
-    def counted(self) -> int:
-        """Return how many trials count towards the budget: all but refused ones and those waiting to be asked."""
-        return self._counted
-
-    def in_flight(self) -> int:
-        """Return how many trials wait to go on from where an earlier process left them."""
-        return len(self._again)
+    def left(self) -> int:
+        """Return how many trials are still to run, those included that an earlier process left in flight."""
+        return len(self._again) + max(0, self.spec.search.trials - self._counted)
 
     def _ask_new(self) -> Task | None:
         number = len(self._frozen())
@@ -243,6 +239,7 @@ class Study:
             started=trial.datetime_start,
             finished=trial.datetime_complete,
             metrics=attributes.get("metrics", {}),
+            note=attributes.get("note", ""),
         )
 
     def _checkpoint(self, attributes: Mapping[str, Any]) -> str | None:
