@@ -108,9 +108,7 @@ def _read(path: Path, values: Callable[[Image.Image], Array]) -> Array:
 
 
 def _image_values(picture: Image.Image) -> Array:
-    if picture.mode == "P":
-        picture = picture.convert("RGB")
-    elif picture.mode in ("CMYK", "YCbCr", "HSV", "LAB", "PA", "RGBX", "RGBa", "La"):
+    if picture.mode in ("P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa", "La"):
         picture = picture.convert("RGB")
     return _native(np.asarray(picture))
 

@@ -105,7 +105,7 @@ def percentile(image: Tensor, low: float, high: float) -> Tensor:
     ordered = values.sort(dim=-1).values
     bottom, top = _quantile(ordered, low / 100), _quantile(ordered, high / 100)
     spread = (top - bottom).clamp_min(torch.finfo(torch.float32).tiny)
-    return ((values - bottom) / spread).clamp(0, 1).view(image.shape)
+    return ((values.clamp(bottom, top) - bottom) / spread).view(image.shape)
 
 
 def standardise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
