@@ -173,10 +173,10 @@ def _file_hash(path: Path, known: list[str] | None) -> list[str]:
 
 def _read_memo(path: Path) -> dict[str, list[str]]:
     try:
-        memo: dict[str, list[str]] = json.loads(path.read_text())
-    except (OSError, ValueError):
+        memo = json.loads(path.read_text())
+        return {name: [digest, stamp] for name, (digest, stamp) in memo.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return memo
 
 
 def _write_memo(path: Path, memo: Mapping[str, list[str]]) -> None:

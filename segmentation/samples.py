@@ -59,6 +59,7 @@ class Samples:
             self._table = pa.ipc.open_file(source).read_all()
         self.names: tuple[str, ...] = tuple(self._table.column("name").to_pylist())
         self.groups: tuple[str, ...] = tuple(self._table.column("group").to_pylist())
+        self._bytes = {name: _views(self._table.column(name)) for name in ("image", "mask")}
         self.memory: dict[Any, Any] = {}
         """What `loading` keeps of these samples as tensors, so that it goes when they go."""
 
@@ -103,9 +104,8 @@ class Samples:
             raise TestSplitError(f"sample {self.names[index]!r} is in the test split, which only evaluation opens")
 
     def _array(self, column: str, index: int, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        buffer = self._table.column(column)[index].as_buffer()
         shape = self._table.column(f"{column}_shape")[index].as_py()
-        return np.frombuffer(buffer, dtype=kind).reshape(shape)
+        return self._bytes[column][index].view(kind).reshape(shape)
 
 
 def write(samples: Iterable[Sample], stream: IO[bytes]) -> int:
@@ -131,6 +131,17 @@ def write(samples: Iterable[Sample], stream: IO[bytes]) -> int:
 def size_text(array: np.ndarray[Any, Any]) -> str:
     """Return a size as people say it: width x height."""
     return f"{array.shape[-1]}x{array.shape[-2]}"
+
+
+def _views(column: pa.ChunkedArray) -> list[np.ndarray[Any, Any]]:
+    """Return the bytes of each row as a view of the mapped file; a row's own `as_buffer` would copy them."""
+    views = []
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        whole = np.frombuffer(data, np.uint8)
+        views += [whole[start:end] for start, end in pairwise(ends.tolist())]
+    return views
 
 
 def _schema() -> pa.Schema:
