@@ -133,6 +133,7 @@ class Loop:
     average: nn.Module | None
     steps_per_epoch: int
     progress: Progress = field(default_factory=Progress)
+    closed: bool = False
 
     @property
     def best_model(self) -> nn.Module:
@@ -429,8 +430,8 @@ def _saver(loop: Loop, meta: Mapping[str, Any]) -> Callable[[Path], None]:
     epoch = loop.progress.epoch
 
     def save(folder: Path) -> None:
-        if loop.progress.epoch != epoch:
-            raise RuntimeError(f"epoch {epoch} is over; save it before the next is pulled")
+        if loop.closed or loop.progress.epoch != epoch:
+            raise RuntimeError(f"epoch {epoch} is over; save it before the next is pulled and the run is closed")
         checkpoints.save(folder, model=loop.best_model, meta={**meta, "epoch": epoch}, state=_state(loop))
 
     return save
@@ -484,6 +485,7 @@ def _settings(config: TrainingConfig) -> Iterator[None]:
 
 def _release(loop: Loop) -> None:
     """Free what a run holds on its device, for the next one in the process."""
+    loop.closed = True
     loop.optimizer.zero_grad(set_to_none=True)
     loop.optimizer.state.clear()
     loop.average = None
