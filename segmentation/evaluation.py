@@ -91,19 +91,19 @@ def summary(
     excluded: Sequence[str] = (),
     prefix: str = "",
 ) -> dict[str, float]:
-    """Return the scores of all images under `evaluate`'s names with a prefix, without those that are undefined.
+    """Return the scores of all images, named as by `evaluation` behind a prefix, without those that are undefined.
 
     For an epoch's validation: its `loss`, where there is one, is the mean over images.
     """
     convention = convention or Convention()
-    columns = _columns(scores.counts, names, convention, excluded).sum(0)
+    columns = _columns(scores.counts, names, convention, excluded, multilabel=multilabel).sum(0)
     values = _scores(columns, names, convention, excluded, multilabel=multilabel)
     if not np.isnan(scores.losses).all():
         values = {"loss": scores.losses.mean(), **values}
     return {f"{prefix}{name}": float(value) for name, value in values.items() if not np.isnan(value)}
 
 
-def evaluate(
+def evaluation(
     scores: ImageScores,
     groups: Sequence[str],
     names: Sequence[str],
@@ -123,7 +123,7 @@ def evaluate(
     """
     convention = convention or Convention()
     labels, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    columns = _columns(scores.counts, names, convention, excluded)
+    columns = _columns(scores.counts, names, convention, excluded, multilabel=multilabel)
     of_group = np.zeros((len(labels), *columns.shape[1:]))
     np.add.at(of_group, member, columns)
     values = _scores(of_group.sum(0), names, convention, excluded, multilabel=multilabel)
@@ -169,13 +169,17 @@ def _class_shares(counts: Counts, names: Sequence[str]) -> dict[str, float | Non
     return {name: _number(share) for name, share in zip(names, shares, strict=True)}
 
 
-def _columns(counts: Counts, names: Sequence[str], convention: Convention, excluded: Sequence[str]) -> Scores:
+def _columns(
+    counts: Counts, names: Sequence[str], convention: Convention, excluded: Sequence[str], *, multilabel: bool
+) -> Scores:
     """Return all that scores are made of and that can be summed over images: (N, K, 4), or (N, K, 12).
 
     The columns are the counts and, pooled by image, each family's score and whether it is defined.
     """
     if counts.shape[1] != len(names):
         raise ValueError(f"got counts of {counts.shape[1]} classes and {len(names)} names: {', '.join(names)}")
+    if multilabel and convention.background == "out":
+        raise ValueError("background: labels that may overlap have no background class to leave out; write in")
     if unknown := sorted(set(excluded) - set(names)):
         raise ValueError(f"excluded: no class {', '.join(unknown)}; the classes are {', '.join(names)}")
     columns = [counts.astype(np.float64)]

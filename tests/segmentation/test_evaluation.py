@@ -1,7 +1,6 @@
 """Scores of images, however they were dealt, and evaluations whose every number has its convention."""
 
 import json
-import math
 from dataclasses import asdict
 
 import numpy as np
@@ -10,8 +9,8 @@ import torch
 import torch.multiprocessing
 from torch import nn
 
-from segmentation import bootstrap, evaluation, losses, metrics
-from segmentation.evaluation import ImageScores, evaluate, gather, merge, score_batches, summary
+from segmentation import bootstrap, losses, metrics
+from segmentation.evaluation import ImageScores, evaluation, gather, merge, score_batches, summary
 from segmentation.losses import Loss
 from segmentation.metrics import Convention
 
@@ -109,7 +108,7 @@ def test_a_summary_leaves_out_what_is_undefined():
 
 
 def test_an_evaluation_can_be_written_as_json_and_carries_every_convention():
-    found = evaluate(score(range(7)), list("aabbccc"), NAMES, multilabel=False, replicates=50)
+    found = evaluation(score(range(7)), list("aabbccc"), NAMES, multilabel=False, replicates=50)
     json.dumps(asdict(found), allow_nan=False)
     assert set(found.metrics) == set(found.details["conventions"])
     assert found.details["conventions"]["mean_iou"] == {"pooling": "pixel", "background": "in", "empty": "nan"}
@@ -122,7 +121,7 @@ def test_an_evaluation_can_be_written_as_json_and_carries_every_convention():
 
 def test_groups_score_by_their_own_images():
     scores = score(range(7))
-    found = evaluate(scores, list("aabbccc"), NAMES, multilabel=False, replicates=10)
+    found = evaluation(scores, list("aabbccc"), NAMES, multilabel=False, replicates=10)
     expected = metrics.iou(scores.counts[4:].sum(0))
     assert found.groups["c"]["iou_boundary"] == pytest.approx(expected[2])
     assert found.groups["c"]["mean_iou"] == pytest.approx(expected.mean())
@@ -130,7 +129,7 @@ def test_groups_score_by_their_own_images():
 
 def test_replicates_are_those_of_the_groups_counts():
     scores = score(range(7))
-    found = evaluate(scores, list("abcdefg"), NAMES, multilabel=False, replicates=20, seed=4)
+    found = evaluation(scores, list("abcdefg"), NAMES, multilabel=False, replicates=20, seed=4)
     drawn = bootstrap.resample_sums(scores.counts, replicates=20, seed=4)
     np.testing.assert_allclose(found.resamples["iou_interior"], metrics.iou(drawn)[:, 1])
 
@@ -140,7 +139,7 @@ def test_pooled_by_image_scores_are_means_over_images(empty):
     scores = score(range(7))
     scores.counts[:3, 1] = [0, 0, 0, 36]
     convention = Convention(pooling="image", empty=empty)
-    found = evaluate(scores, list("aabbccc"), NAMES, multilabel=False, convention=convention, replicates=10)
+    found = evaluation(scores, list("aabbccc"), NAMES, multilabel=False, convention=convention, replicates=10)
     for family in ("iou", "recall"):
         expected = metrics.per_class(family, scores.counts, convention)
         assert found.metrics[f"{family}_interior"] == pytest.approx(expected[1])
@@ -149,7 +148,7 @@ def test_pooled_by_image_scores_are_means_over_images(empty):
 
 @pytest.mark.row("A41")
 def test_accuracy_stands_beside_that_of_calling_all_background():
-    found = evaluate(score(range(7)), list("abcdefg"), NAMES, multilabel=False, replicates=10)
+    found = evaluation(score(range(7)), list("abcdefg"), NAMES, multilabel=False, replicates=10)
     mask = seven_images()[1]
     assert found.metrics["accuracy_background"] == pytest.approx((mask == 0).float().mean().item())
     assert found.details["class_shares"]["boundary"] == pytest.approx((mask == 2).float().mean().item())
@@ -160,7 +159,7 @@ def test_an_excluded_class_is_none_and_stays_out_of_means():
     logits, mask = torch.randn(4, 3, 5, 5, generator=generator), torch.randint(0, 2, (4, 3, 5, 5), generator=generator)
     scores = score_batches(nn.Identity(), [(logits, mask, torch.arange(4))], 3, multilabel=True)
     names = ("cr", "ps", "none")
-    found = evaluate(scores, list("abcd"), names, multilabel=True, excluded=("none",), replicates=10)
+    found = evaluation(scores, list("abcd"), names, multilabel=True, excluded=("none",), replicates=10)
     iou = metrics.iou(scores.counts.sum(0))
     assert found.metrics["iou_none"] is None
     assert found.metrics["mean_iou"] == pytest.approx(iou[:2].mean())
@@ -173,7 +172,7 @@ def test_an_excluded_class_is_none_and_stays_out_of_means():
 
 def test_a_class_that_never_occurs_is_none():
     scores = ImageScores(np.arange(2), np.array([[[5, 0, 0, 0], [0, 0, 0, 5]]] * 2), np.zeros(2))
-    found = evaluate(scores, ["a", "b"], ("background", "absent"), multilabel=False, replicates=5)
+    found = evaluation(scores, ["a", "b"], ("background", "absent"), multilabel=False, replicates=5)
     assert found.metrics["iou_absent"] is None
     assert "iou_absent" not in found.intervals
     assert "iou_absent" not in found.resamples
@@ -187,6 +186,6 @@ def test_wrong_names_are_refused():
         summary(score(range(7)), NAMES, multilabel=False, excluded=("edge",))
 
 
-def test_numbers_become_none_only_where_undefined():
-    assert evaluation._number(math.nan) is None
-    assert evaluation._number(np.float64(0.0)) == 0.0
+def test_labels_have_no_background_to_leave_out():
+    with pytest.raises(ValueError, match="background"):
+        summary(score(range(7)), NAMES, multilabel=True, convention=Convention(background="out"))

@@ -59,6 +59,7 @@ def texts(monkeypatch):
     return seen
 
 
+@pytest.mark.row("A31")
 @pytest.mark.row("A33")
 def test_the_grid_shows_its_threshold_and_is_a_picture(tmp_path, examples, monkeypatch):
     seen = texts(monkeypatch)
