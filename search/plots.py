@@ -78,14 +78,16 @@ def importance(records: Sequence[TrialRecord], spec: SearchSpec) -> Figure | Non
             "y": names,
             "x": [share.get(name, 0.0) for name in names],
             "text": [f"{share.get(name, 0.0):.0%}" for name in names],
-            "textposition": "auto",
+            "textposition": "outside",
+            "cliponaxis": False,
             "marker": {"color": palette[index % len(palette)]},
             "hovertemplate": "%{y}: %{x:.1%}<extra></extra>",
         }
         for index, (objective, share) in enumerate(zip(spec.objectives, shares, strict=True))
     ]
     figure = _figure(traces, "share of the explained variance", None)
-    figure["layout"]["xaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
+    widest = max(max(share.values(), default=0.0) for share in shares)
+    figure["layout"]["xaxis"] |= {"tickformat": ".0%", "range": [0, 1.12 * widest or 1]}
     figure["layout"]["yaxis"] |= {"automargin": True, "type": "category"}
     figure["layout"] |= {"height": 140 + 34 * len(names) * len(shares), "showlegend": len(shares) > 1}
     return figure
@@ -173,7 +175,13 @@ def curves(records: Sequence[TrialRecord], objectives: Sequence[Objective], prom
     strong = set(promoted)
     winner = best(records, objectives)
     groups: list[tuple[str, str, float, float, list[TrialRecord]]] = []
-    states: tuple[tuple[State, float], ...] = (("stopped", 0.35), ("failed", 0.6), ("running", 0.6), ("complete", 0.45))
+    usual = 0.45 if len(records) <= 100 else 0.25
+    states: tuple[tuple[State, float], ...] = (
+        ("stopped", 0.35),
+        ("failed", 0.6),
+        ("running", 0.6),
+        ("complete", usual),
+    )
     for state, opacity in states:
         chosen = [r for r in records if r.state == state and not (state == "complete" and r.number in strong)]
         groups.append((WORDS[state], COLOURS[state], opacity, 1.2, chosen))
@@ -203,8 +211,10 @@ def timeline(records: Sequence[TrialRecord]) -> Figure | None:
         if chosen:
             traces.append(_bars(chosen, origin, size, unit, state))
     figure = _figure(traces, f"{unit} since the first trial began", "slot")
-    figure["layout"] |= {"barmode": "overlay", "bargap": 0.25, "height": 170 + 26 * (max(lanes) + 1)}
-    figure["layout"]["yaxis"] |= {"dtick": 1, "autorange": "reversed", "zeroline": False, "showgrid": False}
+    figure["layout"] |= {"barmode": "overlay", "height": 170 + 26 * (max(lanes) + 1)}
+    count = max(lanes) + 1
+    figure["layout"]["yaxis"] |= {"tick0": 1, "dtick": max(1, count // 12), "range": [count + 0.6, 0.4]}
+    figure["layout"]["yaxis"] |= {"zeroline": False, "showgrid": False}
     return figure
 
 
@@ -226,16 +236,25 @@ def show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def show_score(value: float) -> str:
+    """Return a score for people: three decimals, or three digits where those would hide it."""
+    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+
+
 def _figure(traces: Sequence[Figure], x_title: str | None, y_title: str | None) -> Figure:
     layout: Figure = {
         "height": 380,
         "margin": {"l": 8, "r": 12, "t": 28, "b": 8},
-        "xaxis": {"automargin": True, "title": {"text": x_title or ""}},
-        "yaxis": {"automargin": True, "title": {"text": y_title or ""}},
+        "xaxis": {"automargin": True, "title": _title(x_title)},
+        "yaxis": {"automargin": True, "title": _title(y_title)},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "hovermode": "closest",
     }
     return {"data": [trace for trace in traces if trace], "layout": layout, "min_width": 0}
+
+
+def _title(text: str | None) -> Figure:
+    return {"text": text or "", "standoff": 10, "font": {"size": 13}}
 
 
 def _points(numbers: Sequence[int], values: Sequence[float | None], name: str, state: State) -> Figure:
@@ -259,7 +278,8 @@ def _points(numbers: Sequence[int], values: Sequence[float | None], name: str, s
 
 
 def _slice(finished: Sequence[TrialRecord], parameter: Parameter, objective: Objective) -> Figure | None:
-    used = [record for record in finished if parameter.name in record.params]
+    # The best is drawn last, on top of the others.
+    used = [record for record in reversed(finished) if parameter.name in record.params]
     if not used:
         return None
     categorical = _is_categorical(used, parameter)
@@ -274,6 +294,7 @@ def _slice(finished: Sequence[TrialRecord], parameter: Parameter, objective: Obj
             "color": [BEST if record is finished[0] else COLOURS["complete"] for record in used],
             "size": [11 if record is finished[0] else 7 for record in used],
             "opacity": 0.75,
+            "line": {"width": 0},
         },
         "hovertemplate": "%{text}: %{x}, %{y:.4g}<extra></extra>",
     }
@@ -283,7 +304,7 @@ def _slice(finished: Sequence[TrialRecord], parameter: Parameter, objective: Obj
         figure["layout"]["xaxis"]["type"] = "category"
     elif parameter.log and min(values) > 0:
         figure["layout"]["xaxis"] |= {"type": "log", "dtick": 1 if max(values) / min(values) >= 10 else "D1"}
-        figure["layout"]["xaxis"]["exponentformat"] = "power"
+        figure["layout"]["xaxis"]["exponentformat"] = "e"
     return figure
 
 
@@ -444,6 +465,7 @@ def _bars(chosen: Sequence[tuple[TrialRecord, int]], origin: float, size: float,
         "x": lengths,
         "text": [f"trial {record.number}" for record, _ in chosen],
         "textposition": "none",
+        "width": 0.7,
         "marker": {"color": COLOURS[state], "line": {"width": 0.5, "color": "rgba(127,127,127,0.5)"}},
         "hovertemplate": f"%{{text}}: %{{x:.3g}} {unit}<extra>{WORDS[state]}</extra>",
     }

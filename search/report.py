@@ -13,14 +13,14 @@ from typing import Any
 from search import leaderboard, plots
 from search.files import plain_json, write_atomically
 from search.leaderboard import Interval, Row
-from search.plots import WORDS, show
+from search.plots import WORDS, show, show_score
 from search.ranking import best, pareto, ranked
 from search.record import StudyPaths, TrialRecord
 from search.spec import SearchSpec
 
 FIGURES_PER_TRIAL = 4
 FIGURE_BYTES = 4_000_000
-FEW_TRIALS = 10
+FEW_TRIALS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,17 +123,19 @@ def answer(
     objective, value = spec.objectives[0].metric, winner.values[0] if winner.values else float("nan")
     same = winner.number == promotion.get("incumbent")
     title = "The defaults are best" if same else f"Trial {winner.number} is best"
+    if len(spec.objectives) > 1:
+        title += f" by {objective}"
     if row is None or row.test.value is None:
         return Answer(
             title=title,
-            score=show(value),
+            score=show_score(value),
             metric=f"{objective} on validation",
             comparison="It has not been scored on the test split, so this number is too optimistic to report.",
         )
     comparison, tone = _comparison(spec, records, promotion, row, same)
     return Answer(
         title=title,
-        score=show(row.test.value),
+        score=show_score(row.test.value),
         metric=f"{row.metric} on the test split",
         interval=_interval(row.test),
         comparison=comparison,
@@ -267,8 +269,8 @@ def _row_cells(row: Row) -> dict[str, Any]:
         "rank": "—" if row.rank is None else row.rank,
         "name": row.name,
         "role": row.role,
-        "validation": ", ".join(show(value) for value in row.validation.values()),
-        "test": "—" if row.test.value is None else show(row.test.value),
+        "validation": ", ".join(map(show_score, row.validation.values())),
+        "test": "—" if row.test.value is None else show_score(row.test.value),
         "interval": _interval(row.test),
         "difference": "—" if row.difference.value is None else _signed(row.difference.value),
         "gap": "" if row.difference.low is None else f"{_signed(row.difference.low)} to {_signed(row.difference.high)}",
@@ -336,11 +338,13 @@ def _yaml(value: Any) -> str:
 
 
 def _interval(score: Interval) -> str:
-    return "" if score.low is None or score.high is None else f"{show(score.low)} to {show(score.high)}"
+    return "" if score.low is None or score.high is None else f"{show_score(score.low)} to {show_score(score.high)}"
 
 
 def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.3g}".replace("-", "−")
+    if value is None:
+        return ""
+    return f"{'−' if value < 0 else '+'}{show_score(abs(value))}"
 
 
 def _duration(seconds: float) -> str:

@@ -126,8 +126,8 @@ def test_answer_says_better_with_the_paired_interval() -> None:
     records = [record(0, 0.5), record(7, 0.7)]
     text = answer(records, [evaluation(0, 0.6), evaluation(7, 0.7)])
     assert text.title == "Trial 7 is best"
-    assert (text.score, text.metric, text.interval) == ("0.7", "mean_iou on the test split", "0.68 to 0.72")
-    assert text.comparison.startswith("Better than the defaults (trial 0): mean_iou +0.1, paired 95 % interval +0.0")
+    assert (text.score, text.metric, text.interval) == ("0.700", "mean_iou on the test split", "0.680 to 0.720")
+    assert text.comparison.startswith("Better than the defaults (trial 0): mean_iou +0.100, paired 95 % interval +0.0")
     assert text.tone == "better"
 
 
