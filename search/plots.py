@@ -233,7 +233,7 @@ def show(value: Any) -> str:
     """Return a value for people: four significant digits, lists and None in JSON."""
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else str(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def show_score(value: float) -> str:

@@ -103,7 +103,7 @@ def write(
         cost=_cost(records, facts),
         reasons=_reasons(records),
         about={"sampler": facts.sampler, **facts.versions},
-        manifest={name: show(value) for name, value in facts.manifest.items() if name != "warnings"},
+        manifest={name: _shortened(show(value)) for name, value in facts.manifest.items() if name != "warnings"},
         figures_json=_script_json(figures),
         plotly_js=offline.get_plotlyjs() if figures else "",
     )
@@ -214,7 +214,7 @@ def _winner(spec: SearchSpec, records: Sequence[TrialRecord], promotion: Mapping
         )
     return {
         "values": values,
-        "yaml": "\n".join(f"{name}: {_yaml(value)}" for name, value in winner.params.items()),
+        "yaml": _yaml(winner.params),
         "epoch": winner.best_epoch,
         "checkpoint": winner.checkpoint,
         "number": winner.number,
@@ -317,8 +317,11 @@ def _reasons(records: Sequence[TrialRecord]) -> list[tuple[str, str, int]]:
 
 
 def _first_line(text: str) -> str:
-    line = next(iter(text.strip().splitlines()), "no reason recorded")
-    return line if len(line) <= 160 else f"{line[:159]}…"
+    return _shortened(next(iter(text.strip().splitlines()), "no reason recorded"))
+
+
+def _shortened(text: str, length: int = 160) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 _ABSENT: Any = object()
@@ -331,10 +334,12 @@ def _range(parameter: Any) -> str:
     return f"{words}, logarithmic" if parameter.log else words
 
 
-def _yaml(value: Any) -> str:
-    """Return a value as YAML 1.1 reads it back; JSON writes 1e-05, which YAML takes for text."""
-    text = json.dumps(value)
-    return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
+def _yaml(params: Mapping[str, Any]) -> str:
+    """Return values as YAML that reads back the same: 1.0e-05, which plain 1e-05 does not."""
+    import yaml
+
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}
+    return str(yaml.safe_dump(listed, default_flow_style=None, sort_keys=False, allow_unicode=True))
 
 
 def _interval(score: Interval) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from search import plots, report
 from search.record import State, StudyPaths, TrialRecord
@@ -250,10 +251,17 @@ def test_a_missing_picture_is_named_and_not_fatal(tmp_path: Path) -> None:
     assert "lost.png is missing" in page
 
 
+def test_winning_values_read_back_from_yaml_as_they_were() -> None:
+    values = {"lr": 1e-05, "network.widths": (16, 32), "weights": None, "name": "1e-5", "rates": [2e-07, 1.0]}
+    expected = {**values, "network.widths": [16, 32]}
+    assert yaml.safe_load(report._yaml(values)) == expected
+
+
 def test_text_cannot_leave_its_script_element() -> None:
     assert "</script>" not in report._script_json({"name": "</script><script>alert(1)</script>", "nan": math.nan})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH to open the page with")
 @pytest.mark.parametrize("spec", [SPEC, TWO], ids=["one objective", "two objectives"])
 def test_a_browser_draws_every_plot_without_an_error(spec: SearchSpec, tmp_path: Path) -> None:
@@ -267,6 +275,7 @@ def test_a_browser_draws_every_plot_without_an_error(spec: SearchSpec, tmp_path:
     assert "CONSOLE" not in log
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH to open the page with")
 def test_the_browser_test_would_see_an_error_and_a_fetch(tmp_path: Path) -> None:
     page = full(tmp_path)
