@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 REDRAW_S = 0.25
 SUMMARY_S = 10.0
 SHOWN_TRIALS = 12
-SHOWN_PARAMS = 4
+RIGHT = ("trial", "epoch", "time")
+SHORT: Mapping[State, str] = {"complete": "finished", "stopped": "stopped"}
 
 
 @dataclass
@@ -124,7 +125,7 @@ class Progress:
         if self._live is not None:
             if now - self._drawn >= REDRAW_S:
                 self._drawn = now
-                self._live.update(table(self.state, now), refresh=True)
+                self._live.update(table(self.state, now, self._live.console.width), refresh=True)
         elif self._changed and now - self._said >= SUMMARY_S:
             self._said, self._changed = now, False
             self._say(summary(self.state, now))
@@ -133,7 +134,7 @@ class Progress:
         """Draw the last state, give the terminal back, and say how it ended."""
         moment = time.monotonic() if now is None else now
         if self._live is not None:
-            self._live.update(table(self.state, moment), refresh=True)
+            self._live.update(table(self.state, moment, self._live.console.width), refresh=True)
             self._live.stop()
             self._live = None
         else:
@@ -179,8 +180,11 @@ def summary(state: ProgressState, now: float) -> str:
     return ", ".join(parts)
 
 
-def table(state: ProgressState, now: float) -> Group:
-    """Return the live table: running trials, the last that ended, and the summary below."""
+def table(state: ProgressState, now: float, width: int = 100) -> Group:
+    """Return the live table: running trials, the last that ended, and the summary below.
+
+    Parameters get columns as long as all fits into `width` characters.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -188,14 +192,14 @@ def table(state: ProgressState, now: float) -> Group:
     running = sorted(state.running.values(), key=lambda shown: shown.number)[-SHOWN_TRIALS:]
     ended = state.ended[len(running) - SHOWN_TRIALS :] if len(running) < SHOWN_TRIALS else []
     shown = [*ended, *running]
-    params = _varied(shown)
+    columns = _columns(shown, state.objective.metric, now, width)
     made = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("trial", "state", "epoch", state.objective.metric, "time"):
-        made.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-    for name in params:
-        made.add_column(name, overflow="ellipsis", no_wrap=True)
-    for one in shown:
-        made.add_row(*_cells(one, params, now), style=_style(one, state))
+    for name, _ in columns:
+        made.add_column(
+            name, justify="right" if name in RIGHT or name == state.objective.metric else "left", no_wrap=True
+        )
+    for index, one in enumerate(shown):
+        made.add_row(*(cells[index] for _, cells in columns), style=_style(one, state))
     return Group(made, Text(summary(state, now), style="bold"))
 
 
@@ -262,18 +266,35 @@ def _remaining(state: ProgressState, now: float) -> float | None:
     return forecast(state.durations, state.slots, spent, _waiting(state))
 
 
+def _columns(shown: Sequence[TrialLine], metric: str, now: float, width: int) -> list[tuple[str, list[str]]]:
+    columns = [
+        ("trial", [str(one.number) for one in shown]),
+        ("state", [SHORT.get(one.state, one.state) for one in shown]),
+        ("epoch", [str(one.epoch) for one in shown]),
+        (metric, ["" if one.value is None else show(one.value) for one in shown]),
+        ("time", [duration(now - one.started if one.state == "running" else one.seconds) for one in shown]),
+    ]
+    room = width - sum(map(_width, columns))
+    for name in _varied(shown):
+        cells = [show(one.params[name]) if name in one.params else "" for one in shown]
+        column = (name.rpartition(".")[2] or name, cells)
+        if _width(column) > room:
+            break
+        room -= _width(column)
+        columns.append(column)
+    return columns
+
+
+def _width(column: tuple[str, list[str]]) -> int:
+    gap = 2
+    return max(map(len, (column[0], *column[1]))) + gap
+
+
 def _varied(lines: Sequence[TrialLine]) -> list[str]:
-    """Return the parameters worth a column: those in which the shown trials differ, else the first few."""
+    """Return the parameters worth a column: those in which the shown trials differ, else all."""
     names = list(dict.fromkeys(name for shown in lines for name in shown.params))
     differ = [name for name in names if len({show(shown.params.get(name)) for shown in lines}) > 1]
-    return (differ or names)[:SHOWN_PARAMS]
-
-
-def _cells(shown: TrialLine, params: Sequence[str], now: float) -> list[str]:
-    seconds = now - shown.started if shown.state == "running" else shown.seconds
-    value = "" if shown.value is None else show(shown.value)
-    values = [show(shown.params[name]) if name in shown.params else "" for name in params]
-    return [str(shown.number), WORDS[shown.state], str(shown.epoch), value, duration(seconds), *values]
+    return differ or names
 
 
 def _style(shown: TrialLine, state: ProgressState) -> str:

@@ -86,6 +86,15 @@ def test_table_shows_trials_states_and_the_values_in_which_they_differ() -> None
     ]
 
 
+def test_columns_that_do_not_fit_are_left_out_and_none_is_cut() -> None:
+    shown = Progress(SPEC, io.StringIO(), now=0.0)
+    for number in range(2):
+        shown.trial_started(number, {"network.name": f"net{number}", "loss.dice": number, "x" * 80: number}, now=0.0)
+    text = drawn(shown, now=5.0, width=80)
+    assert text.splitlines()[0].split() == ["trial", "state", "epoch", "val_dice", "time", "name", "dice"]
+    assert "…" not in text
+
+
 def test_table_stays_small_however_many_trials_there_are() -> None:
     shown = Progress(SPEC, io.StringIO(), now=0.0)
     for number in range(200):
@@ -147,7 +156,7 @@ def test_5000_events_a_second_cost_a_tenth_of_a_core() -> None:
     assert spent < 0.1
 
 
-def drawn(shown: Progress, now: float) -> str:
+def drawn(shown: Progress, now: float, width: int = 120) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=120).print(progress.table(shown.state, now))
+    Console(file=stream, width=width).print(progress.table(shown.state, now, width))
     return stream.getvalue()
