@@ -1,0 +1,203 @@
+"""Random changes of image and mask together; whatever changes colours alone leaves the mask as it is.
+
+Every sample has its own draw, taken from the generator that is passed in and from nowhere else. Quarter turns and
+flips move pixels without touching their values. Rotation, scale, shift and elastic deformation become one grid, so
+that a pixel is interpolated once: bilinear in the image, nearest in the mask, mirrored at the border so that no class
+is made up there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+from torchvision.transforms.v2 import functional as transforms
+
+Augmenter = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How training samples are varied; all zero: not at all."""
+
+    horizontal_flip: float = 0.5
+    """Probability of mirroring left and right."""
+    vertical_flip: float = 0.5
+    """Probability of mirroring top and bottom."""
+    rotate90: float = 0.5
+    """Probability of a quarter turn; square images only."""
+    rotate_degrees: float = 0.0
+    """Largest rotation to either side, in degrees."""
+    scale: float = 0.0
+    """Largest change of size, 0.2 for 1/1.2 to 1.2 times."""
+    translate: float = 0.0
+    """Largest shift, as a part of height and width."""
+    elastic: float = 0.0
+    """Typical shift of an elastic deformation, in pixels."""
+    elastic_smoothness: float = 8.0
+    """Distance over which the elastic deformation varies, in pixels."""
+    brightness: float = 0.0
+    """Largest amount added to all normalised values, one draw an image."""
+    contrast: float = 0.0
+    """Largest change of the distance from an image's mean, 0.2 for 0.8 to 1.2 times."""
+    gamma: float = 0.0
+    """Largest change of the exponent, 0.2 for 1/1.2 to 1.2, between an image's smallest and largest value."""
+    blur: float = 0.0
+    """Largest standard deviation of a Gaussian blur, in pixels."""
+    noise: float = 0.0
+    """Largest standard deviation of Gaussian noise, in normalised values."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no probability, amount or angle."""
+        for name in ("horizontal_flip", "vertical_flip", "rotate90", "translate", "contrast"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected 0 to 1")
+        for field in fields(self):
+            if getattr(self, field.name) < 0:
+                raise ValueError(f"{field.name}: got {getattr(self, field.name)}; expected 0 or more")
+        if self.elastic_smoothness < 1:
+            raise ValueError(f"elastic_smoothness: got {self.elastic_smoothness}; expected at least 1 pixel")
+
+
+NONE = Augmentation(horizontal_flip=0, vertical_flip=0, rotate90=0)
+
+
+def build(config: Augmentation) -> Augmenter:
+    """Return a function of image (B, C, H, W) float, mask (B, H, W) or (B, K, H, W) int64, and a generator.
+
+    It returns new tensors of the same shapes and types, equal for equal generator states.
+    """
+    steps = [step for step, on in _steps(config) if on]
+
+    def augment(image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        for step in steps:
+            image, mask = step(config, image, mask, generator)
+        return image, mask
+
+    return augment
+
+
+Step = Callable[[Augmentation, Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
+
+
+def _steps(config: Augmentation) -> list[tuple[Step, bool]]:
+    """Return every step in order, and whether the configuration asks for it."""
+    moves = config.rotate_degrees or config.scale or config.translate or config.elastic
+    return [
+        (_horizontal_flip, config.horizontal_flip > 0),
+        (_vertical_flip, config.vertical_flip > 0),
+        (_rotate90, config.rotate90 > 0),
+        (_warp, moves > 0),
+        (_gamma, config.gamma > 0),
+        (_contrast, config.contrast > 0),
+        (_brightness, config.brightness > 0),
+        (_blur, config.blur > 0),
+        (_noise, config.noise > 0),
+    ]
+
+
+def _horizontal_flip(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    chosen = _chosen(config.horizontal_flip, image, generator)
+    return _where(chosen, image.flip(-1), image), _where(chosen, mask.flip(-1), mask)
+
+
+def _vertical_flip(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    chosen = _chosen(config.vertical_flip, image, generator)
+    return _where(chosen, image.flip(-2), image), _where(chosen, mask.flip(-2), mask)
+
+
+def _rotate90(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Turn by 90 degrees; with both flips these are all eight ways to lay a square."""
+    if image.shape[-1] != image.shape[-2]:
+        raise ValueError(f"rotate90: images are {image.shape[-1]}x{image.shape[-2]}; set it to 0 or use square tiles")
+    chosen = _chosen(config.rotate90, image, generator)
+    return _where(chosen, image.rot90(1, (-2, -1)), image), _where(chosen, mask.rot90(1, (-2, -1)), mask)
+
+
+def _warp(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    grid = _grid(config, image, generator)
+    planes = mask if mask.ndim == 4 else mask[:, None]
+    # Class ids below 2**24 are exact in float32, and nearest copies them.
+    moved = functional.grid_sample(planes.float(), grid, mode="nearest", padding_mode="reflection", align_corners=False)
+    image = functional.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return image, moved.to(mask.dtype).view(mask.shape)
+
+
+def _grid(config: Augmentation, image: Tensor, generator: Generator) -> Tensor:
+    """Return (B, H, W, 2): where in [-1, 1] each pixel comes from."""
+    count, _, height, width = image.shape
+    angle = _uniform(count, generator) * math.radians(config.rotate_degrees)
+    zoom = (1 + config.scale) ** -_uniform(count, generator)
+    shift = 2 * config.translate * torch.stack([_uniform(count, generator), _uniform(count, generator)], dim=1)
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    # Coordinates run from -1 to 1 on both axes, so a rotation has to undo the shape of the image.
+    rows = torch.stack([cos, -sin * height / width, sin * width / height, cos], dim=1).view(count, 2, 2)
+    theta = torch.cat([rows, shift[:, :, None]], dim=2).to(image.device)
+    grid = functional.affine_grid(theta, [count, 1, height, width], align_corners=False)
+    return grid + _elastic(config, image, generator) if config.elastic else grid
+
+
+def _elastic(config: Augmentation, image: Tensor, generator: Generator) -> Tensor:
+    """Return (B, H, W, 2) smooth random shifts with a deviation of `elastic` pixels."""
+    count, _, height, width = image.shape
+    coarse = (max(2, round(height / config.elastic_smoothness)), max(2, round(width / config.elastic_smoothness)))
+    draws = torch.randn((count, 2, *coarse), generator=generator)
+    smooth = functional.interpolate(draws, (height, width), mode="bicubic", align_corners=True)
+    pixels = smooth / smooth.std(dim=(-2, -1), keepdim=True).clamp_min(1e-6) * config.elastic
+    size = torch.tensor([width, height], dtype=torch.float32).view(2, 1, 1)
+    return (pixels * 2 / size).permute(0, 2, 3, 1).to(image.device)
+
+
+def _gamma(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    exponent = _column((1 + config.gamma) ** _uniform(len(image), generator), image)
+    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    spread = (high - low).clamp_min(1e-12)
+    return ((image - low) / spread).pow(exponent) * spread + low, mask
+
+
+def _contrast(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    factor = _column(1 + config.contrast * _uniform(len(image), generator), image)
+    mean = image.mean((1, 2, 3), keepdim=True)
+    return (image - mean) * factor + mean, mask
+
+
+def _brightness(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    return image + _column(config.brightness * _uniform(len(image), generator), image), mask
+
+
+def _blur(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    widths = config.blur * torch.rand(len(image), generator=generator)
+    size = 2 * min(math.ceil(3 * config.blur), (min(image.shape[-2:]) - 1)) + 1
+    blurred = [
+        transforms.gaussian_blur(one, [size, size], [max(float(width), 1e-3)] * 2)
+        for one, width in zip(image, widths, strict=True)
+    ]
+    return torch.stack(blurred), mask
+
+
+def _noise(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    width = _column(config.noise * torch.rand(len(image), generator=generator), image)
+    # Drawn on the CPU, so that a GPU gets the same noise.
+    return image + width * torch.randn(image.shape, generator=generator).to(image.device), mask
+
+
+def _chosen(probability: float, image: Tensor, generator: Generator) -> Tensor:
+    """Return (B,) of true and false, one draw a sample."""
+    return (torch.rand(len(image), generator=generator) < probability).to(image.device)
+
+
+def _uniform(count: int, generator: Generator) -> Tensor:
+    """Return (count,) between -1 and 1."""
+    return torch.rand(count, generator=generator) * 2 - 1
+
+
+def _column(values: Tensor, image: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1).to(image.device)
+
+
+def _where(chosen: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
+    return torch.where(chosen.view(-1, *[1] * (kept.ndim - 1)), changed, kept)

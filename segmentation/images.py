@@ -1,0 +1,171 @@
+"""Pictures on disk to arrays, every value as it was stored."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segmentation.epoch import DataError
+
+Array = np.ndarray[Any, Any]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
+# What Pillow raises for broken files differs from format to format.
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+def read_image(path: Path) -> Array:
+    """Return (H, W) or (H, W, C) as uint8, uint16 or float32, values as stored; a palette becomes RGB.
+
+    Raises:
+        DataError: naming the file, if it is missing, unreadable, truncated, too large, a stack of pictures, of a type
+            that none of the three can hold, or has values that are not finite.
+    """
+    array = _read(path, _image_values)
+    if array.ndim not in (2, 3):
+        raise DataError(f"{path}: has shape {array.shape}; expected (H, W) or (H, W, C)")
+    array = _narrowed(array)
+    if array.dtype.name not in ("uint8", "uint16", "float32"):
+        raise DataError(f"{path}: holds {array.dtype}; expected 8-bit, 16-bit or float values")
+    if array.dtype == np.float32 and not np.isfinite(array).all():
+        raise DataError(f"{path}: {np.count_nonzero(~np.isfinite(array))} values are NaN or infinite; replace them")
+    return array
+
+
+def read_mask(path: Path) -> Array:
+    """Return (H, W) whole numbers as stored; a palette's indices, not its colours.
+
+    Raises:
+        DataError: naming the file, for what `read_image` refuses, colours, or values that are not whole.
+    """
+    array = _read(path, _mask_values)
+    if array.ndim == 3 and (array[..., :3] == array[..., :1]).all():
+        array = array[..., 0]
+    if array.ndim != 2:
+        raise DataError(f"{path}: shape {array.shape} is no mask; expected one class id a pixel, not colours")
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f":
+        whole = array.astype(np.int64) if np.isfinite(array).all() else array
+        if not np.array_equal(whole, array) or whole is array:
+            raise DataError(f"{path}: holds fractions; expected whole class ids")
+        return whole
+    return array
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (H, W) from the head of the file, without decoding it; raises like `read_image`."""
+    if path.suffix.lower() == ".npy":
+        shape = _read(path, np.asarray).shape
+        return int(shape[0]), int(shape[1])
+    with _explained(path), Image.open(path) as picture:
+        return picture.height, picture.width
+
+
+def channels_first(image: Array) -> Array:
+    """Return (H, W) or (H, W, C) as contiguous (C, H, W)."""
+    return np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1))
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the pictures below a folder in order of name; hidden files are left alone.
+
+    Raises:
+        DataError: naming the folder, if it is missing or holds no picture.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; it should hold {', '.join(SUFFIXES)} files")
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    found = [path for path in found if path.is_file() and not path.name.startswith(".")]
+    if not found:
+        raise DataError(f"{folder}: holds no picture; expected {', '.join(SUFFIXES)} files")
+    return found
+
+
+def _read(path: Path, values: Callable[[Image.Image], Array]) -> Array:
+    """Decode a file whole: arrays by numpy, pictures by Pillow, 16-bit colours by torchvision."""
+    with _explained(path):
+        if path.suffix.lower() == ".npy":
+            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        with Image.open(path) as picture:
+            # Decoding alone would let a flipped bit pass; this compares the checksums that PNG keeps.
+            picture.verify()
+        with Image.open(path) as picture:
+            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
+                raise DataError(f"{path}: holds {getattr(picture, 'n_frames', 0)} pictures; expected one file for each")
+            if picture.format == "PNG" and picture.mode in ("RGB", "RGBA", "LA") and _png_bits(path) == 16:
+                return _deep_png(path)
+            picture.load()
+            return values(picture)
+
+
+def _image_values(picture: Image.Image) -> Array:
+    if picture.mode in ("P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa", "La"):
+        picture = picture.convert("RGB")
+    return _native(np.asarray(picture))
+
+
+def _mask_values(picture: Image.Image) -> Array:
+    return _native(np.asarray(picture))
+
+
+def _native(array: Array) -> Array:
+    """Return an array in this machine's byte order, which tensors need; 16-bit files may hold the other."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _narrowed(array: Array) -> Array:
+    """Return wider types in the narrowest of ours that keeps every value, or as they are if none does."""
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8)
+    if array.dtype in (np.float16, np.float64):
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.uint16) and array.size:
+        if array.min() >= 0 and array.max() < 2**16:
+            return array.astype(np.uint16)
+        if np.abs(array.astype(np.float64)).max() <= 2**24:
+            return array.astype(np.float32)
+    return array
+
+
+def _png_bits(path: Path) -> int:
+    """Return the bits of a channel, the ninth byte of the first chunk: Pillow shows 16-bit colours as 8-bit."""
+    with path.open("rb") as stream:
+        return stream.read(25)[24]
+
+
+def _deep_png(path: Path) -> Array:
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
+    try:
+        tensor = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
+    except RuntimeError as error:
+        raise DataError(f"{path}: cannot be read ({error}); write it again") from error
+    return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into the one error that names the file."""
+    try:
+        with warnings.catch_warnings():
+            # Decoders warn of odd notes about a camera, and of much that they then refuse.
+            warnings.simplefilter("ignore")
+            yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: more pixels than are safe to decode at once ({error}); cut it into parts") from error
+    except BROKEN as error:
+        problem = " ".join(str(error).replace(str(path), "").split()) or type(error).__name__
+        raise DataError(f"{path}: unreadable or truncated ({problem}); write it again or remove it") from error
