@@ -1,0 +1,216 @@
+"""A checkpoint folder: weights.safetensors to use, checkpoint.json to read, state.pt to go on from.
+
+    weights.safetensors    the network's parameters and buffers (averaged ones where averaging is on)
+    checkpoint.json        workload, config, classes, epoch, metrics, versions; size and sha256 of the other two
+    state.pt               optimiser, learning rate, averages and counters, read back with weights_only=True
+
+Every file is written under a temporary name and renamed; checkpoint.json comes last and vouches for the others, so that
+a folder overwritten half-way is found out when it is read. Nothing here runs code found in a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from segmentation.epoch import DataError
+
+WEIGHTS_FILE = "weights.safetensors"
+META_FILE = "checkpoint.json"
+STATE_FILE = "state.pt"
+FORMAT = 1
+
+
+class CheckpointError(DataError):
+    """A checkpoint that is missing, damaged, or of another network."""
+
+
+def save(folder: Path, *, model: nn.Module, meta: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint into the folder (made if missing), replacing the one that was there.
+
+    meta: plain data for checkpoint.json.
+    state: tensors and plain data for state.pt; empty: no state.pt, a checkpoint to use but not to go on from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    files = {WEIGHTS_FILE: _write(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(weights, path))}
+    if state:
+        files[STATE_FILE] = _write(folder / STATE_FILE, lambda path: torch.save(dict(state), path))
+    record = {"format": FORMAT, **meta, "versions": versions(), "files": files}
+    text = json.dumps(record, indent=1, allow_nan=False)
+    _write(folder / META_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return checkpoint.json.
+
+    Raises:
+        CheckpointError: if it is missing or not JSON.
+    """
+    path = folder / META_FILE
+    try:
+        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no checkpoint here, {META_FILE} is missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from error
+    return meta
+
+
+def load_weights(folder: Path, model: nn.Module, *, fresh_rows: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    """Fill the network with the checkpoint's weights, every one of them.
+
+    fresh_rows: output channels that keep the network's own values, by the name of their layer: {"outc": (2,)}.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or of another network.
+    """
+    fill(model, safetensors_weights(_verified(folder, WEIGHTS_FILE)), source=str(folder), fresh_rows=fresh_rows)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Return what was saved to go on from, its tensors on the CPU.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged.
+    """
+    path = _verified(folder, STATE_FILE)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from error
+    return state
+
+
+def digest(folder: Path) -> str:
+    """Return the sha256 of the weights, as checkpoint.json records it."""
+    recorded: str = _recorded(folder, WEIGHTS_FILE)["sha256"]
+    return recorded
+
+
+def safetensors_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from error
+
+
+def torch_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """Return the weights of a .pt file that another program saved, or those under a key in it (`model`).
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, holds more than tensors and plain data, or lacks the key.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except (RuntimeError, UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a file of tensors and plain data ({error})") from error
+    if key is not None and key not in content:
+        raise CheckpointError(f"{path}: no key {key!r}; it has {', '.join(map(str, content))}")
+    weights: dict[str, Tensor] = content if key is None else content[key]
+    return weights
+
+
+def fill(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    source: str,
+    fresh_rows: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
+    """Copy weights into a network of the same names and shapes; see `load_weights`.
+
+    Raises:
+        CheckpointError: naming what is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    _check_match(own, weights, source)
+    weights = dict(weights)
+    for layer, rows in (fresh_rows or {}).items():
+        for name in [name for name in own if name.rpartition(".")[0] == layer and own[name].ndim > 0]:
+            mixed = weights[name].clone()
+            mixed[list(rows)] = own[name][list(rows)].to(mixed)
+            weights[name] = mixed
+    model.load_state_dict(weights)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that numbers may depend on."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def _check_match(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [f"{name} is left over" for name in weights if name not in own]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{source}: weights of another network: {'; '.join(problems[:3])}{more}; "
+            "build the network with the checkpoint's own config"
+        )
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> dict[str, Any]:
+    """Write beside the path, rename, and return size and sha256.
+
+    Raises:
+        DataError: if the disk is full or read-only.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
+    try:
+        write(temporary)
+        record = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error}); make room or choose another folder") from error
+    return record
+
+
+def _recorded(folder: Path, name: str) -> dict[str, Any]:
+    files = read_meta(folder).get("files", {})
+    if name not in files:
+        raise CheckpointError(f"{folder}: {META_FILE} speaks of no {name}; this checkpoint was saved without it")
+    record: dict[str, Any] = files[name]
+    return record
+
+
+def _verified(folder: Path, name: str) -> Path:
+    """Return the path of a file that is what checkpoint.json says it is."""
+    record, path = _recorded(folder, name), folder / name
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; use another checkpoint")
+    if path.stat().st_size != record["bytes"] or _sha256(path) != record["sha256"]:
+        raise CheckpointError(f"{path}: not the file that {META_FILE} describes, damaged or half overwritten")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,46 @@
+"""What the networks have in common: convolution blocks, normalisation, and sizes that do not divide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv(in_channels: int, out_channels: int, norm: str = "batch") -> list[nn.Module]:
+    """Return the layers of a 3x3 convolution with normalisation and ReLU; a bias only where nothing normalises."""
+    return [
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm == "none"),
+        normalisation(norm, out_channels),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def normalisation(name: str, channels: int) -> nn.Module:
+    """Return the normalisation layer; group takes as many groups as divide the channels, 8 at the most."""
+    if name == "none":
+        return nn.Identity()
+    if name == "group":
+        return nn.GroupNorm(max(count for count in range(1, 9) if channels % count == 0), channels)
+    if name == "instance":
+        return nn.InstanceNorm2d(channels, affine=True)
+    return nn.BatchNorm2d(channels)
+
+
+def fitted(forward: Callable[[Tensor], Tensor], image: Tensor, multiple: int) -> Tensor:
+    """Run a network on an image padded at its right and lower edge, and cut the padding off the logits.
+
+    image: (B, C, H, W); the edge is repeated until both sides are a multiple of `multiple`, and twice it at
+        least: a bottleneck of one pixel has no variance to normalise by.
+    """
+    height, width = image.shape[-2:]
+    down, right = _missing(height, multiple), _missing(width, multiple)
+    if not (down or right):
+        return forward(image)
+    padded = F.pad(image, (0, right, 0, down), mode="replicate")
+    return forward(padded)[..., :height, :width]
+
+
+def _missing(size: int, multiple: int) -> int:
+    return max(2 * multiple, -(-size // multiple) * multiple) - size

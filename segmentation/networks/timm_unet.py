@@ -1,0 +1,169 @@
+"""A UNet decoder on any timm encoder that gives feature maps.
+
+Channels and strides are read from the encoder's feature_info. Wightman 2019, PyTorch Image Models; the decoder after
+Ronneberger et al. 2015, arXiv:1505.04597.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segmentation.epoch import DataError
+from segmentation.networks.parts import conv, fitted
+
+if TYPE_CHECKING:
+    from segmentation.networks import Network
+
+DECODER_WIDTHS = (256, 128, 64, 32, 16)
+
+
+def build(config: Network, in_channels: int, classes: int) -> nn.Module:
+    """Return the configured encoder with a decoder on it."""
+    encoder = build_encoder(config, in_channels)
+    return TimmUNet(encoder, in_channels, classes, config.decoder_widths, norm=config.norm, dropout=config.dropout)
+
+
+class TimmUNet(nn.Module):
+    """A timm encoder, and a decoder that doubles the resolution up to that of the image."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        in_channels: int,
+        classes: int,
+        decoder_widths: Sequence[int] = (),
+        *,
+        norm: str = "batch",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        info: Any = encoder.feature_info
+        self.encoder = encoder
+        self.strides: list[int] = info.reduction()
+        skips = [*info.channels()[-2::-1], in_channels]  # coarsest first; the image itself is the last skip
+        widths = tuple(decoder_widths) or DECODER_WIDTHS[-len(skips) :]
+        if len(widths) != len(skips):
+            raise ValueError(f"decoder_widths: got {list(widths)}; expected {len(skips)} widths for this encoder")
+        inputs = [info.channels()[-1], *widths]
+        self.decoder = nn.ModuleList(
+            DecoderBlock(inputs[i] + skip, width, norm, dropout)
+            for i, (skip, width) in enumerate(zip(skips, widths, strict=True))
+        )
+        self.head = nn.Conv2d(widths[-1], classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, K, H, W) of an image (B, C, H, W) of any size."""
+        return fitted(self._logits, image, self.strides[-1])
+
+    def _logits(self, image: Tensor) -> Tensor:
+        *skips, features = self.encoder(image)
+        for block, skip in zip(self.decoder, [*reversed(skips), image], strict=True):
+            features = block(features, skip)
+        logits: Tensor = self.head(features)
+        return logits
+
+
+class DecoderBlock(nn.Module):
+    """Enlarge to the skip's size, concatenate, convolve twice."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str, dropout: float) -> None:
+        super().__init__()
+        layers = [*conv(in_channels, out_channels, norm), *conv(out_channels, out_channels, norm)]
+        self.net = nn.Sequential(*layers, *([nn.Dropout2d(dropout)] if dropout else []))
+
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        """Return (B, out_channels, H, W) of the skip's height and width."""
+        features = F.interpolate(features, size=skip.shape[-2:], mode="nearest")
+        out: Tensor = self.net(torch.cat([features, skip], 1))
+        return out
+
+
+def build_encoder(config: Network, in_channels: int) -> nn.Module:
+    """Return timm's encoder with its weights: fresh, published, or those of a file.
+
+    Raises:
+        ValueError: for a name that timm lacks, or an encoder that gives no feature maps.
+        DataError: where asked-for weights cannot be had; never fresh ones instead.
+    """
+    if config.weights_path is not None and not Path(config.weights_path).is_file():
+        raise DataError(
+            f"weights_path: no file {config.weights_path}; give the timm weights of {config.encoder}, or set "
+            "weights_path=null and pretrained=true to download them, or pretrained=false to start without"
+        )
+    if not (config.pretrained or config.weights_path):
+        return _create(config, in_channels)
+    with torch.random.fork_rng(devices=[]):
+        fresh = _create(config, in_channels)
+    loaded = _create_pretrained(config, in_channels)
+    _refuse_fresh(fresh, loaded, config)
+    return loaded
+
+
+def _create(config: Network, in_channels: int, **weights: Any) -> nn.Module:
+    import timm  # here, because it takes seconds that the other networks need not pay
+
+    _check_name(config.encoder)
+    levels: dict[str, Any] = {"out_indices": tuple(range(config.encoder_levels))} if config.encoder_levels else {}
+    try:
+        encoder: nn.Module = timm.create_model(
+            config.encoder, features_only=True, in_chans=in_channels, **levels, **weights
+        )
+        return encoder
+    except (AssertionError, IndexError, AttributeError, TypeError) as error:
+        if weights:
+            raise
+        asked = f" at {config.encoder_levels} levels" if levels else ""
+        raise ValueError(
+            f"encoder: {config.encoder!r} gives no feature maps{asked} ({error}); "
+            "choose fewer encoder_levels or another encoder, such as resnet18 or convnext_tiny"
+        ) from error
+
+
+def _create_pretrained(config: Network, in_channels: int) -> nn.Module:
+    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": config.weights_path}} if config.weights_path else {}
+    try:
+        return _create(config, in_channels, pretrained=True, **overlay)
+    except Exception as error:  # timm, its hub client and torch raise many kinds; each means: no weights
+        source = f"the file {config.weights_path}" if config.weights_path else "its published source"
+        raise DataError(
+            f"pretrained weights of {config.encoder!r} cannot be loaded from {source} "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}); set weights_path "
+            "to a file of timm weights for this encoder, or pretrained=false to start without"
+        ) from error
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    if timm.is_model(name):
+        return
+    architecture = name.partition(".")[0]
+    close = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see timm.list_models()"
+    raise ValueError(f"encoder: timm has no model {name!r}; {hint}")
+
+
+def _refuse_fresh(fresh: nn.Module, loaded: nn.Module, config: Network) -> None:
+    """Raise where a kernel still has the random values that loading should have replaced.
+
+    timm loads what fits and passes over the rest; both encoders were drawn from the same random numbers, so that an
+    equal kernel is one that no file has filled.
+    """
+    drawn = dict(fresh.named_parameters())
+    same = [
+        name
+        for name, parameter in loaded.named_parameters()
+        if parameter.ndim > 1 and torch.equal(parameter, drawn[name])
+    ]
+    if same:
+        raise DataError(
+            f"pretrained weights of {config.encoder!r} leave {len(same)} kernels random, such as {same[0]}; "
+            "the file is of another encoder: give its own weights_path, or set pretrained=false"
+        )

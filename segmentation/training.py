@@ -1,0 +1,494 @@
+"""The epoch loop: one process, plain PyTorch, a generator that whoever pulls it may leave at any epoch.
+
+Each epoch draws from its own seed, made of the config's seed and the epoch's number. Whatever the puller does between
+epochs (evaluate, train another network) changes nothing, and a resumed run needs no state of random numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segmentation import checkpoints
+from segmentation.epoch import Epoch, NonFiniteError
+
+logger = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, Tensor, Tensor]
+# A look at the loss makes a GPU wait for the host; on the CPU it costs nothing.
+STEPS_BETWEEN_CHECKS_ON_GPU = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a network is trained; every workload's Config has these fields."""
+
+    epochs: int = 20
+    """Epochs of a whole run."""
+    batch_size: int = 8
+    """Images in a step, of each process."""
+    lr: float = 1e-3
+    """Learning rate."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    """Optimiser."""
+    momentum: float = 0.9
+    """Momentum of sgd (Nesterov's) and rmsprop; the first beta of adam and adamw."""
+    lr_schedule: Literal["none", "plateau", "cosine", "warmup_cosine", "onecycle", "restarts", "poly"] = "none"
+    """plateau: lower it when val_loss stalls. cosine: fall to lr_min over the run. warmup_cosine: rise first.
+    onecycle: rise for 30 % of the run, then fall to lr_min. restarts: cosine with warm restarts. poly: power 0.9."""
+    lr_min: float = 0.0
+    """Lowest learning rate of the schedule."""
+    plateau_patience: int = 3
+    """Epochs without improvement that plateau lets pass."""
+    plateau_factor: float = 0.3
+    """What plateau multiplies the learning rate with."""
+    warmup_epochs: float = 1.0
+    """Epochs over which warmup_cosine rises."""
+    restart_epochs: int = 10
+    """Epochs before the first of the restarts."""
+    restart_factor: int = 2
+    """How many times longer each cycle of restarts is than the one before."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0: any."""
+    ema_decay: float = 0.0
+    """Decay of a running average of the weights, which then is what is validated and saved; 0: off."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a GPU that can, else fp32."""
+    device: str = "auto"
+    """auto: a GPU if there is one, else the CPU; or cpu, cuda, cuda:1, mps."""
+    deterministic: bool = False
+    """Refuse faster algorithms whose results vary from run to run."""
+    seed: int = 0
+    """Seed of the first weights, the order of images, augmentation and dropout."""
+    patience: int = 0
+    """Stop after this many epochs without improvement; 0: never."""
+    min_delta: float = 1e-5
+    """What counts as improvement has to be larger than this."""
+    early_stop_metric: str = "val_loss"
+    """What has to improve: fall if its name ends in loss, rise otherwise."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0: as they are."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, 1, "epochs", "batch_size", "restart_epochs", "restart_factor")
+        _check_least(self, 0, "weight_decay", "lr_min", "plateau_patience", "warmup_epochs", "clip_norm", "ema_decay")
+        _check_least(self, 0, "patience", "min_delta", "threads", "momentum", "seed")
+        if self.lr <= 0:
+            raise ValueError(f"lr: got {self.lr}; expected more than 0")
+        for name in ("ema_decay", "momentum", "plateau_factor"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected less than 1")
+        if self.plateau_factor <= 0:
+            raise ValueError(f"plateau_factor: got {self.plateau_factor}; expected more than 0")
+
+
+def _check_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}: got {getattr(config, name)}; expected {least} or more")
+
+
+@dataclass
+class Progress:
+    """What the loop counts, kept in every checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    best: float | None = None
+    """Best value of the early-stop metric."""
+    best_epoch: int = 0
+    stalls: int = 0
+    """Epochs since the metric improved by more than min_delta."""
+    plateau_best: float = math.inf
+    plateau_stalls: int = 0
+    plateau_scale: float = 1.0
+    """What plateau has multiplied the learning rate with so far."""
+
+
+@dataclass
+class Loop:
+    """Everything that one run holds."""
+
+    config: TrainingConfig
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    device: torch.device
+    dtype: torch.dtype
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: nn.Module | None
+    steps_per_epoch: int
+    progress: Progress = field(default_factory=Progress)
+    closed: bool = False
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The network to validate and to save: the running average, where there is one."""
+        return self.model if self.average is None else self.average
+
+
+def fit(
+    config: TrainingConfig,
+    *,
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    train_batches: Callable[[int], Iterable[Batch]],
+    validate: Callable[[nn.Module], Mapping[str, float]],
+    meta: Mapping[str, Any],
+    resume: Path | None = None,
+    steps_per_epoch: int = 0,
+) -> Iterator[Epoch]:
+    """Yield each epoch of training: its train_loss (mean over images), what `validate` returns, and lr.
+
+    model: with its first weights; it is moved to the config's device and trained in place.
+    train_batches: the batches of an epoch, by its number from 1: image, mask, index.
+    validate: scores of a network in evaluation mode.
+    meta: plain data for the checkpoints; epoch, metrics and stop_reason are added.
+    resume: checkpoint folder of one of these epochs; the run goes on after it.
+    steps_per_epoch: lets the learning rate change with every step; 0: with every epoch.
+
+    Raises:
+        NonFiniteError: if the loss of a step, or val_loss, is nan or infinite.
+        CheckpointError: if `resume` is no checkpoint of this network.
+    """
+    with _settings(config):
+        loop = _start(config, model, loss, steps_per_epoch)
+        try:
+            if resume is not None:
+                _restore(loop, resume)
+            yield from _epochs(loop, train_batches, validate, meta)
+        finally:
+            _release(loop)
+
+
+def _epochs(
+    loop: Loop,
+    train_batches: Callable[[int], Iterable[Batch]],
+    validate: Callable[[nn.Module], Mapping[str, float]],
+    meta: Mapping[str, Any],
+) -> Iterator[Epoch]:
+    progress = loop.progress
+    while not stop_reason(loop.config, progress):
+        progress.epoch += 1
+        seed_everything(loop.config.seed, progress.epoch)
+        train_loss = _train_pass(loop, train_batches(progress.epoch))
+        lr = float(loop.optimizer.param_groups[0]["lr"])
+        metrics = {"train_loss": train_loss, **_validate(loop, validate), "lr": lr}
+        note(loop.config, progress, metrics)
+        reason = stop_reason(loop.config, progress)
+        yield Epoch(progress.epoch, metrics, _saver(loop, {**meta, "metrics": metrics, "stop_reason": reason}))
+        if reason:
+            logger.info("stopped after epoch %d: %s", progress.epoch, reason)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a config: `auto` is a GPU if there is one.
+
+    Raises:
+        ValueError: if the device named is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: got {name!r}; expected auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {name!r}, but there are {torch.cuda.device_count()} GPUs; write auto or cpu")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the type that a config computes in; fp16 needs a GPU and is fp32 elsewhere, with a notice."""
+    if name == "auto":
+        able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if able else torch.float32
+    if name == "fp16" and device.type == "cpu":
+        logger.warning("precision: fp16 needs a GPU; this run computes in fp32")
+        return torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which a network computes in this type; nothing for fp32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def seed_everything(seed: int, epoch: int = 0) -> None:
+    """Seed torch, numpy and random with a number made of both; epoch 0 is for the first weights."""
+    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
+
+
+def build_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the configured optimiser over the parameters that learn."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.momentum > 0, **shared)
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, momentum=config.momentum, **shared)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, betas=(config.momentum, 0.999), fused=True, **shared)
+
+
+def learning_rate(config: TrainingConfig, epochs_done: float, plateau_scale: float = 1.0) -> float:
+    """Return the learning rate after so many epochs, fractions included; `plateau_scale` is for plateau alone."""
+    share = min(epochs_done / config.epochs, 1.0)
+    if config.lr_schedule == "plateau":
+        return max(config.lr * plateau_scale, min(config.lr_min, config.lr))
+    if config.lr_schedule == "cosine":
+        return _between(config, _half_cosine(share))
+    if config.lr_schedule == "warmup_cosine":
+        return _warmed(config, epochs_done, config.warmup_epochs)
+    if config.lr_schedule == "onecycle":
+        return _warmed(config, epochs_done, 0.3 * config.epochs)
+    if config.lr_schedule == "restarts":
+        return _between(config, _half_cosine(_share_of_cycle(config, epochs_done)))
+    if config.lr_schedule == "poly":
+        return _between(config, (1 - share) ** 0.9)
+    return config.lr
+
+
+def _between(config: TrainingConfig, height: float) -> float:
+    return config.lr_min + (config.lr - config.lr_min) * height
+
+
+def _half_cosine(share: float) -> float:
+    return (1 + math.cos(math.pi * share)) / 2
+
+
+def _warmed(config: TrainingConfig, epochs_done: float, warmup: float) -> float:
+    """Rise in a line from a hundredth over the warm-up, then fall in a cosine."""
+    if epochs_done < warmup:
+        return config.lr * (0.01 + 0.99 * epochs_done / warmup)
+    return _between(config, _half_cosine(min((epochs_done - warmup) / max(config.epochs - warmup, 1e-9), 1.0)))
+
+
+def _share_of_cycle(config: TrainingConfig, epochs_done: float) -> float:
+    length = float(config.restart_epochs)
+    while epochs_done >= length:
+        epochs_done -= length
+        length *= config.restart_factor
+    return epochs_done / length
+
+
+def note(config: TrainingConfig, progress: Progress, metrics: Mapping[str, float]) -> None:
+    """Count what the epoch's metrics mean for early stopping and for plateau.
+
+    Raises:
+        KeyError: if the early-stop metric is not among them.
+    """
+    if config.patience:
+        _note_early_stop(config, progress, metrics)
+    if config.lr_schedule == "plateau":
+        _note_plateau(config, progress, metrics["val_loss"])
+
+
+def _note_early_stop(config: TrainingConfig, progress: Progress, metrics: Mapping[str, float]) -> None:
+    name = config.early_stop_metric
+    if name not in metrics:
+        raise KeyError(f"early_stop_metric: no metric {name!r}; this run reports {', '.join(metrics)}")
+    sign = 1 if name.endswith("loss") else -1
+    value = metrics[name]
+    if progress.best is None or sign * value < sign * progress.best - config.min_delta:
+        progress.best, progress.best_epoch, progress.stalls = value, progress.epoch, 0
+    else:
+        progress.stalls += 1
+
+
+def _note_plateau(config: TrainingConfig, progress: Progress, value: float) -> None:
+    """Follow torch's ReduceLROnPlateau(mode="min", threshold=1e-4): relative improvement, no cooldown."""
+    if value < progress.plateau_best * (1 - 1e-4):
+        progress.plateau_best, progress.plateau_stalls = value, 0
+        return
+    progress.plateau_stalls += 1
+    if progress.plateau_stalls > config.plateau_patience:
+        progress.plateau_scale *= config.plateau_factor
+        progress.plateau_stalls = 0
+
+
+def stop_reason(config: TrainingConfig, progress: Progress) -> str:
+    """Return why the run is over, in words, or "" if it is not."""
+    if config.patience and progress.stalls >= config.patience:
+        return (
+            f"early stop: {config.early_stop_metric} has not improved by more than {config.min_delta:g} "
+            f"for {progress.stalls} epochs, best {progress.best:.6g} at epoch {progress.best_epoch}"
+        )
+    return f"finished: {progress.epoch} epochs" if progress.epoch >= config.epochs else ""
+
+
+def _start(
+    config: TrainingConfig, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], steps_per_epoch: int
+) -> Loop:
+    device = resolve_device(config.device)
+    dtype = resolve_precision(config.precision, device)
+    model.to(device)
+    average = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    optimizer = build_optimizer(config, model)
+    return Loop(config, model, loss, device, dtype, optimizer, scaler, average, steps_per_epoch)
+
+
+def _train_pass(loop: Loop, batches: Iterable[Batch]) -> float:
+    """Run one epoch of steps; return the mean loss over images."""
+    loop.model.train()
+    every = 1 if loop.device.type == "cpu" else STEPS_BETWEEN_CHECKS_ON_GPU
+    losses: list[Tensor] = []
+    sizes: list[int] = []
+    for image, mask, _ in batches:
+        _set_lr(loop, len(sizes))
+        losses.append(_step(loop, image.to(loop.device, non_blocking=True), mask.to(loop.device, non_blocking=True)))
+        sizes.append(len(image))
+        if len(sizes) % every == 0:
+            _check_finite(loop, losses[-every:], len(sizes))
+    if not sizes:
+        raise ValueError(f"epoch {loop.progress.epoch} has no training batch; lower batch_size or give more images")
+    _check_finite(loop, losses[-(len(sizes) % every or every) :], len(sizes))
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    return float((torch.stack(losses).double().cpu() * weights).sum() / weights.sum())
+
+
+def _step(loop: Loop, image: Tensor, mask: Tensor) -> Tensor:
+    """Make the loss of one batch smaller; return it, still on the device."""
+    with autocast(loop.device, loop.dtype):
+        logits = loop.model(image)  # (B, K, H, W)
+    value = loop.loss(logits.float(), mask)
+    torch.autograd.backward(loop.scaler.scale(value))
+    if loop.config.clip_norm:
+        loop.scaler.unscale_(loop.optimizer)
+        nn.utils.clip_grad_norm_(loop.model.parameters(), loop.config.clip_norm)
+    loop.scaler.step(loop.optimizer)
+    loop.scaler.update()
+    loop.optimizer.zero_grad(set_to_none=True)
+    loop.progress.step += 1
+    _average(loop)
+    return value.detach()
+
+
+def _set_lr(loop: Loop, step: int) -> None:
+    """Set the learning rate of a step of the epoch that runs."""
+    if step and not loop.steps_per_epoch:
+        return
+    share = min(step / loop.steps_per_epoch, 1.0) if loop.steps_per_epoch else 0.0
+    lr = learning_rate(loop.config, loop.progress.epoch - 1 + share, loop.progress.plateau_scale)
+    for group in loop.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _average(loop: Loop) -> None:
+    """Move the running average towards the weights; its decay grows to the configured one over the first steps."""
+    if loop.average is None:
+        return
+    decay = min(loop.config.ema_decay, (1 + loop.progress.step) / (10 + loop.progress.step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(loop.average.parameters()), list(loop.model.parameters()), 1 - decay)
+        for own, other in zip(loop.average.buffers(), loop.model.buffers(), strict=True):
+            own.copy_(other)
+
+
+def _check_finite(loop: Loop, losses: list[Tensor], step: int) -> None:
+    """Raise for the first loss that is no number, naming epoch and step (from 1)."""
+    if all(map(math.isfinite, torch.stack(losses).tolist())):
+        return
+    values = [loss.item() for loss in losses]
+    index = next(i for i, value in enumerate(values) if not math.isfinite(value))
+    raise NonFiniteError(
+        f"epoch {loop.progress.epoch} step {step - len(losses) + index + 1}: loss is {values[index]}; "
+        "lower lr, set clip_norm, or use precision=fp32"
+    )
+
+
+def _validate(loop: Loop, validate: Callable[[nn.Module], Mapping[str, float]]) -> Mapping[str, float]:
+    model = loop.best_model.eval()
+    with torch.inference_mode(), autocast(loop.device, loop.dtype):
+        metrics = validate(model)
+    if not math.isfinite(metrics.get("val_loss", 0.0)):
+        raise NonFiniteError(f"epoch {loop.progress.epoch}: val_loss is {metrics['val_loss']}")
+    return metrics
+
+
+def _saver(loop: Loop, meta: Mapping[str, Any]) -> Callable[[Path], None]:
+    epoch = loop.progress.epoch
+
+    def save(folder: Path) -> None:
+        if loop.closed or loop.progress.epoch != epoch:
+            raise RuntimeError(f"epoch {epoch} is over; save it before the next is pulled and the run is closed")
+        checkpoints.save(folder, model=loop.best_model, meta={**meta, "epoch": epoch}, state=_state(loop))
+
+    return save
+
+
+def _state(loop: Loop) -> dict[str, Any]:
+    """Return all that the run needs to go on, besides the weights in use."""
+    state: dict[str, Any] = {
+        "progress": dict(vars(loop.progress)),
+        "optimizer": loop.optimizer.state_dict(),
+        "scaler": loop.scaler.state_dict(),
+    }
+    if loop.average is not None:
+        state["raw_weights"] = loop.model.state_dict()
+    return state
+
+
+def _restore(loop: Loop, folder: Path) -> None:
+    state = checkpoints.load_state(folder)
+    checkpoints.load_weights(folder, loop.best_model)
+    if loop.average is not None:
+        # A run that averages from here on begins with the weights it was given.
+        raw = state.get("raw_weights") or loop.average.state_dict()
+        checkpoints.fill(loop.model, raw, source=str(folder))
+    loop.optimizer.load_state_dict(state["optimizer"])
+    loop.scaler.load_state_dict(state["scaler"])
+    loop.progress = Progress(**state["progress"])
+
+
+@contextlib.contextmanager
+def _settings(config: TrainingConfig) -> Iterator[None]:
+    """Set PyTorch's process-wide switches for the run, and set them back: the process may train others after it."""
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _release(loop: Loop) -> None:
+    """Free what a run holds on its device, for the next one in the process."""
+    loop.closed = True
+    loop.optimizer.zero_grad(set_to_none=True)
+    loop.optimizer.state.clear()
+    loop.average = None
+    if loop.device.type == "cuda":
+        loop.model.cpu()
+        torch.cuda.empty_cache()

@@ -1,0 +1,221 @@
+"""Every network gives finite logits at any size and learns with every parameter; the golden numbers hold."""
+
+import dataclasses
+import typing
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import segmentation.networks as networks
+from segmentation.checkpoints import fill
+from segmentation.epoch import DataError
+from segmentation.networks import NETWORKS, Network, build, parameter_count
+from segmentation.networks.tinyunet import TinyUNet
+from segmentation.networks.unet import UNet
+
+torch.set_num_threads(1)
+
+
+def small(name, **changes):
+    return Network(name=name, **{"base": 4, "depth": 2, "encoder": "resnet10t", **changes})
+
+
+@pytest.fixture(params=sorted(NETWORKS))
+def name(request):
+    return request.param
+
+
+def test_the_config_offers_every_network():
+    choices = typing.get_type_hints(Network)["name"].__args__
+    assert set(choices) == set(NETWORKS)
+    for field in dataclasses.fields(Network):
+        assert field.kw_only
+
+
+@pytest.mark.row("A9")
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (5, 70)])
+def test_any_size_gives_finite_logits_of_that_size(name, size):
+    torch.manual_seed(0)
+    model = build(small(name), 3, 5)
+    for mode in (model.train(), model.eval()):
+        logits = mode(torch.randn(1, 3, *size))
+        assert logits.shape == (1, 5, *size)
+        assert torch.isfinite(logits).all()
+
+
+def test_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    model = build(small(name), 1, 3)
+    for parameter in model.parameters():
+        if not parameter.any():  # timm's residual branches begin at zero, and hide what is behind them
+            torch.nn.init.normal_(parameter)
+    model(torch.randn(2, 1, 32, 32)).square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+def test_padding_does_not_touch_an_image_whose_size_divides(name):
+    torch.manual_seed(0)
+    model = build(small(name), 1, 2).eval()
+    image = torch.randn(1, 1, 64, 64)
+    torch.testing.assert_close(model(image), model._logits(image), rtol=0, atol=0)
+
+
+def test_a_state_dict_fills_a_second_network_to_the_same_logits(name):
+    torch.manual_seed(0)
+    first, second = build(small(name), 2, 3).eval(), build(small(name), 2, 3).eval()
+    image = torch.randn(1, 2, 40, 24)
+    assert not torch.equal(first(image), second(image))
+    fill(second, first.state_dict(), source="memory")
+    assert torch.equal(first(image), second(image))
+
+
+@pytest.mark.row("A8")
+def test_tinyunet_is_the_telescope_network():
+    model = TinyUNet(1, 3, 32)
+    assert parameter_count(model) == 235_683
+    assert [key for key, _ in model.named_children()] == ["enc1", "enc2", "bott", "up1", "dec1", "up2", "dec2", "outc"]
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.row("A9")
+def test_tinyunet_takes_its_base_and_dropout():
+    model = build(Network(name="tinyunet", base=16, dropout=0), 1, 3)
+    assert model.outc.in_channels == 16
+    image = torch.randn(2, 1, 32, 32)
+    assert torch.equal(model(image), model(image))
+
+
+@pytest.mark.row("A10")
+def test_dropout_makes_training_passes_differ_and_evaluation_passes_equal():
+    torch.manual_seed(0)
+    model, image = TinyUNet(dropout=0.25), torch.randn(2, 1, 32, 32)
+    assert not torch.equal(model(image), model(image))
+    model.eval()
+    assert torch.equal(model(image), model(image))
+
+
+@pytest.mark.parametrize(
+    ("widths", "bottleneck", "count"),
+    [
+        ((64, 128, 256, 512), 1024, 31_036_676),
+        ((16, 32, 64, 128), 256, 1_942_340),
+        ((64, 128, 256, 512, 512), 1024, 43_886_340),
+    ],
+)
+def test_unet_has_the_golden_number_of_parameters(widths, bottleneck, count):
+    with torch.device("meta"):
+        assert parameter_count(UNet(1, 4, widths, bottleneck)) == count
+        assert parameter_count(build(Network(widths=widths, bottleneck=bottleneck), 1, 4)) == count
+
+
+def test_unet_costs_the_golden_number_of_multiplications():
+    total = 0
+
+    def add(module, inputs, output):
+        nonlocal total
+        kernel = module.weight.numel() if isinstance(module, torch.nn.Conv2d) else module.weight.numel() // 4
+        total += kernel * output.shape[-2] * output.shape[-1]
+
+    with torch.device("meta"):
+        model = UNet(1, 4, (64, 128, 256, 512), 1024)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                module.register_forward_hook(add)
+        model(torch.zeros(1, 1, 256, 256))
+    assert total == 48_104_472_576
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
+def test_unet_takes_every_norm(norm):
+    model = build(small("unet", norm=norm, dropout=0.1), 1, 2)
+    assert torch.isfinite(model(torch.randn(2, 1, 16, 16))).all()
+
+
+@pytest.mark.parametrize("encoder", ["convnext_atto", "efficientnet_b0", "hrnet_w18_small"])
+def test_timm_encoders_with_other_strides_give_logits_of_the_image_size(encoder):
+    model = build(Network(name="timm_unet", encoder=encoder), 3, 3).eval()
+    assert model(torch.zeros(1, 3, 65, 64)).shape == (1, 3, 65, 64)
+
+
+def test_timm_unet_uses_as_many_levels_as_asked():
+    model = build(small("timm_unet", encoder_levels=3, decoder_widths=(16, 8, 4)), 1, 2)
+    assert model.strides == [2, 4, 8]
+    assert model.head.in_channels == 4
+
+
+def test_a_misspelt_encoder_is_named_with_its_neighbour():
+    with pytest.raises(ValueError, match=r"no model 'resnet1O'; did you mean .*resnet1"):
+        build(Network(name="timm_unet", encoder="resnet1O"), 3, 2)
+
+
+def test_too_many_levels_are_refused():
+    with pytest.raises(ValueError, match="encoder_levels"):
+        build(Network(name="timm_unet", encoder="resnet10t", encoder_levels=9), 3, 2)
+
+
+def test_wrong_decoder_widths_are_refused():
+    with pytest.raises(ValueError, match="expected 5 widths"):
+        build(small("timm_unet", decoder_widths=(8, 4)), 3, 2)
+
+
+@pytest.mark.row("X13")
+def test_pretrained_without_weights_fails_with_name_and_alternatives(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"'resnet10t'.*weights_path.*pretrained=false"):
+        build(small("timm_unet", pretrained=True), 3, 2)
+
+
+@pytest.mark.row("X13")
+def test_an_encoder_that_was_never_published_fails():
+    with pytest.raises(DataError, match=r"'resnet200'.*weights_path.*pretrained=false"):
+        build(Network(name="timm_unet", encoder="resnet200", pretrained=True), 3, 2)
+
+
+@pytest.mark.row("X13")
+def test_a_missing_weights_file_is_named():
+    with pytest.raises(DataError, match=r"no file /nowhere/w\.safetensors.*pretrained=false"):
+        build(small("timm_unet", weights_path="/nowhere/w.safetensors"), 3, 2)
+
+
+@pytest.mark.row("X13")
+def test_weights_of_a_file_fill_the_encoder_and_fit_its_channels(tmp_path):
+    import timm
+
+    torch.manual_seed(1)
+    source = timm.create_model("resnet10t")
+    save_file(source.state_dict(), tmp_path / "resnet.safetensors")
+    path = str(tmp_path / "resnet.safetensors")
+    model = build(small("timm_unet", weights_path=path), 3, 2)
+    torch.testing.assert_close(model.encoder.layer1[0].conv1.weight, source.layer1[0].conv1.weight)
+    grey = build(small("timm_unet", weights_path=path), 1, 2)
+    torch.testing.assert_close(grey.encoder.conv1[0].weight, source.conv1[0].weight.sum(1, keepdim=True))
+
+
+@pytest.mark.row("X13")
+def test_weights_of_another_encoder_are_refused_rather_than_left_random(tmp_path):
+    import timm
+
+    save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "other.safetensors")
+    config = Network(
+        name="timm_unet", encoder="mobilenetv3_small_050", weights_path=str(tmp_path / "other.safetensors")
+    )
+    with pytest.raises(DataError, match="mobilenetv3_small_050"):
+        build(config, 3, 2)
+    unfilled = {key: value for key, value in timm.create_model("resnet10t").state_dict().items() if "layer3" not in key}
+    save_file(unfilled, tmp_path / "part.safetensors")
+    with pytest.raises(DataError, match="resnet10t"):
+        build(small("timm_unet", weights_path=str(tmp_path / "part.safetensors")), 3, 2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"base": 0}, {"depth": 0}, {"dropout": 1.0}, {"widths": (0,)}, {"bottleneck": -1}, {"encoder_levels": -1}],
+)
+def test_impossible_networks_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        networks.Network(**values)
