@@ -10,6 +10,7 @@ whole file name is the key and nothing is ever split on them blindly.
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -159,7 +160,8 @@ def read(sources: Iterable[Source]) -> Iterator[Sample]:
                 "a data set must be of one size"
             )
         mask = read_masks(source, image.shape)
-        yield Sample(source.name, source.group, image[None], mask, {"folders": " ".join(source.folders)})
+        note = {"folders": " ".join(source.folders), "pixels": json.dumps(mask.sum(axis=(1, 2)).tolist())}
+        yield Sample(source.name, source.group, image[None], mask, note)
 
 
 def read_grey(path: Path) -> np.ndarray[Any, Any]:
