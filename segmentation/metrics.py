@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Counts = npt.NDArray[np.int64]
+Counts = npt.NDArray[Any]  # int64; float64 where resampled sums take their place
 Scores = npt.NDArray[np.float64]
 
 TP, FP, FN, TN = range(4)

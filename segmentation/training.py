@@ -341,7 +341,8 @@ def _start(
 ) -> Loop:
     device = resolve_device(config.device)
     dtype = resolve_precision(config.precision, device)
-    model.to(device)
+    # Convolutions are two to three times faster in this layout, on CPUs too.
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     optimizer = build_optimizer(config, model)

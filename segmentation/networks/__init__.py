@@ -7,7 +7,7 @@ entry in `NETWORKS` and one more name in `Network.name`; the contract test finds
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -73,6 +73,11 @@ def build(config: Network, in_channels: int, classes: int) -> nn.Module:
         DataError: where pretrained weights are asked for and cannot be had.
     """
     return NETWORKS[config.name](config, in_channels, classes)
+
+
+def without_weights(config: Network) -> Network:
+    """Return the same network without its pretrained start, for weights that come from a checkpoint."""
+    return replace(config, pretrained=False, weights_path=None)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,13 +1,12 @@
 """Every loss is near zero for a perfect prediction, finite for empty masks, and blind to ignored pixels."""
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import configuration
 from segmentation.losses import LOSSES, Loss, build, build_per_image, read_target
 
 torch.set_num_threads(1)
@@ -224,4 +223,6 @@ def test_the_number_of_class_weights_is_checked():
 
 
 def test_every_loss_has_a_weight():
-    assert set(LOSSES) <= {field.name for field in dataclasses.fields(Loss)}
+    fields = configuration.fields(Loss)
+    assert set(LOSSES) <= set(fields)
+    assert all(field.help for field in fields.values())

@@ -1,16 +1,15 @@
 """Every network gives finite logits at any size and learns with every parameter; the golden numbers hold."""
 
-import dataclasses
 import typing
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-import segmentation.networks as networks
+import configuration
 from segmentation.checkpoints import fill
 from segmentation.epoch import DataError
-from segmentation.networks import NETWORKS, Network, build, parameter_count
+from segmentation.networks import NETWORKS, Network, build, parameter_count, without_weights
 from segmentation.networks.tinyunet import TinyUNet
 from segmentation.networks.unet import UNet
 
@@ -29,8 +28,7 @@ def name(request):
 def test_the_config_offers_every_network():
     choices = typing.get_type_hints(Network)["name"].__args__
     assert set(choices) == set(NETWORKS)
-    for field in dataclasses.fields(Network):
-        assert field.kw_only
+    assert all(field.help for field in configuration.fields(Network).values())
 
 
 @pytest.mark.row("A9")
@@ -111,7 +109,11 @@ def test_unet_has_the_golden_number_of_parameters(widths, bottleneck, count):
         assert parameter_count(build(Network(widths=widths, bottleneck=bottleneck), 1, 4)) == count
 
 
-def test_unet_costs_the_golden_number_of_multiplications():
+@pytest.mark.parametrize(
+    ("widths", "bottleneck", "count"),
+    [((64, 128, 256, 512), 1024, 48_104_472_576), ((16, 32, 64, 128), 256, 3_016_753_152)],
+)
+def test_unet_costs_the_golden_number_of_multiplications(widths, bottleneck, count):
     total = 0
 
     def add(module, inputs, output):
@@ -120,12 +122,12 @@ def test_unet_costs_the_golden_number_of_multiplications():
         total += kernel * output.shape[-2] * output.shape[-1]
 
     with torch.device("meta"):
-        model = UNet(1, 4, (64, 128, 256, 512), 1024)
+        model = UNet(1, 4, widths, bottleneck)
         for module in model.modules():
             if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
                 module.register_forward_hook(add)
         model(torch.zeros(1, 1, 256, 256))
-    assert total == 48_104_472_576
+    assert total == count
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
@@ -172,8 +174,14 @@ def test_pretrained_without_weights_fails_with_name_and_alternatives(monkeypatch
 
 @pytest.mark.row("X13")
 def test_an_encoder_that_was_never_published_fails():
-    with pytest.raises(DataError, match=r"'resnet200'.*weights_path.*pretrained=false"):
-        build(Network(name="timm_unet", encoder="resnet200", pretrained=True), 3, 2)
+    with pytest.raises(DataError, match=r"'mobilenetv2_035'.*weights_path.*pretrained=false"):
+        build(Network(name="timm_unet", encoder="mobilenetv2_035", pretrained=True), 3, 2)
+
+
+@pytest.mark.row("X13")
+def test_a_network_that_a_checkpoint_fills_needs_no_published_weights():
+    config = small("timm_unet", pretrained=True, weights_path="/nowhere/w.safetensors")
+    assert parameter_count(build(without_weights(config), 3, 2)) == parameter_count(build(small("timm_unet"), 3, 2))
 
 
 @pytest.mark.row("X13")
@@ -218,4 +226,4 @@ def test_weights_of_another_encoder_are_refused_rather_than_left_random(tmp_path
 )
 def test_impossible_networks_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
-        networks.Network(**values)
+        Network(**values)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import configuration
 from segmentation import checkpoints, training
 from segmentation.checkpoints import CheckpointError
 from segmentation.epoch import NonFiniteError
@@ -326,7 +327,9 @@ def test_the_running_average_of_still_weights_is_those_weights():
     model = TinyUNet(1, 2, 4)
     loop = training._start(replace(QUICK, ema_decay=0.9), model, lambda logits, mask: logits.sum(), 0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()) + 1, model.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
     for step in range(1, 200):
         loop.progress.step = step
         training._average(loop)
@@ -339,10 +342,10 @@ def test_clipping_bounds_a_step():
     model = TinyUNet(1, 2, 4)
     config = replace(QUICK, optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=1.0, clip_norm=0.01)
     loop = training._start(config, model, lambda logits, mask: 1000 * F.cross_entropy(logits, mask), 0)
-    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
     training._step(loop, *squares())
-    moved = nn.utils.parameters_to_vector(model.parameters()).detach() - before
-    assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+    moved = [(new.detach() - old).norm() for new, old in zip(model.parameters(), before, strict=True)]
+    assert torch.stack(moved).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_process_is_left_as_it_was_found():
@@ -386,6 +389,12 @@ def test_fit_trains_without_validation_changing_the_mode():
 
     assert len(list(run(QUICK, validate=look))) == 4
     assert modes == [False] * 4
+
+
+def test_every_value_has_its_help_and_comes_back_from_plain_values():
+    assert all(field.help for field in configuration.fields(TrainingConfig).values())
+    config = TrainingConfig(lr=0.5, lr_schedule="poly", device="cpu")
+    assert configuration.build(TrainingConfig, configuration.to_values(config)) == config
 
 
 @pytest.mark.parametrize(
