@@ -8,6 +8,7 @@ is made up there.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -88,9 +89,7 @@ def _steps(config: Augmentation) -> list[tuple[Step, bool]]:
     """Return every step in order, and whether the configuration asks for it."""
     moves = config.rotate_degrees or config.scale or config.translate or config.elastic
     return [
-        (_horizontal_flip, config.horizontal_flip > 0),
-        (_vertical_flip, config.vertical_flip > 0),
-        (_rotate90, config.rotate90 > 0),
+        (_lay, config.horizontal_flip + config.vertical_flip + config.rotate90 > 0),
         (_warp, moves > 0),
         (_gamma, config.gamma > 0),
         (_contrast, config.contrast > 0),
@@ -100,22 +99,31 @@ def _steps(config: Augmentation) -> list[tuple[Step, bool]]:
     ]
 
 
-def _horizontal_flip(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    chosen = _chosen(config.horizontal_flip, image, generator)
-    return _where(chosen, image.flip(-1), image), _where(chosen, mask.flip(-1), mask)
+def _lay(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Lay each sample in one of the eight ways that flips and a quarter turn make, all in one gather."""
+    height, width = image.shape[-2:]
+    if config.rotate90 and height != width:
+        raise ValueError(f"rotate90: images are {width}x{height}; set it to 0 or use square tiles")
+    chances = torch.tensor([[config.horizontal_flip], [config.vertical_flip], [config.rotate90]])
+    chosen = torch.rand((3, len(image)), generator=generator) < chances
+    way = chosen[0] + 2 * chosen[1] + 4 * chosen[2]
+    source = _ways(height, width, image.device)[way.to(image.device)]  # (B, H * W)
+    return _gathered(image, source), _gathered(mask, source)
 
 
-def _vertical_flip(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    chosen = _chosen(config.vertical_flip, image, generator)
-    return _where(chosen, image.flip(-2), image), _where(chosen, mask.flip(-2), mask)
+@functools.lru_cache(maxsize=4)
+def _ways(height: int, width: int, device: torch.device) -> Tensor:
+    """Return (8, H * W): which pixel each place shows, for each way to lay a picture; the last 4 if it is square."""
+    pixels = torch.arange(height * width, device=device).view(height, width)
+    flipped = [pixels, pixels.flip(-1), pixels.flip(-2), pixels.flip(-1, -2)]
+    turned = [way.rot90(1) for way in flipped] if height == width else []
+    return torch.stack([way.flatten() for way in flipped + turned])
 
 
-def _rotate90(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Turn by 90 degrees; with both flips these are all eight ways to lay a square."""
-    if image.shape[-1] != image.shape[-2]:
-        raise ValueError(f"rotate90: images are {image.shape[-1]}x{image.shape[-2]}; set it to 0 or use square tiles")
-    chosen = _chosen(config.rotate90, image, generator)
-    return _where(chosen, image.rot90(1, (-2, -1)), image), _where(chosen, mask.rot90(1, (-2, -1)), mask)
+def _gathered(planes: Tensor, source: Tensor) -> Tensor:
+    """Return (B, ..., H, W) with the pixels of each sample in the order of `source` (B, H * W)."""
+    flat = planes.reshape(len(planes), -1, source.shape[-1])
+    return flat.gather(-1, source[:, None].expand(-1, flat.shape[1], -1)).view(planes.shape)
 
 
 def _warp(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -185,11 +193,6 @@ def _noise(config: Augmentation, image: Tensor, mask: Tensor, generator: Generat
     return image + width * torch.randn(image.shape, generator=generator).to(image.device), mask
 
 
-def _chosen(probability: float, image: Tensor, generator: Generator) -> Tensor:
-    """Return (B,) of true and false, one draw a sample."""
-    return (torch.rand(len(image), generator=generator) < probability).to(image.device)
-
-
 def _uniform(count: int, generator: Generator) -> Tensor:
     """Return (count,) between -1 and 1."""
     return torch.rand(count, generator=generator) * 2 - 1
@@ -197,7 +200,3 @@ def _uniform(count: int, generator: Generator) -> Tensor:
 
 def _column(values: Tensor, image: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1).to(image.device)
-
-
-def _where(chosen: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
-    return torch.where(chosen.view(-1, *[1] * (kept.ndim - 1)), changed, kept)

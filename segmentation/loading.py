@@ -125,6 +125,7 @@ def _load(
     samples: Samples, indices: Sequence[int], normalise: Normaliser, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return the whole set normalised, some samples at a time so that the raw ones are never all there."""
+    _refuse_mixed(samples, indices)
     parts = []
     for first, last in pairwise([*range(0, len(indices), 64), len(indices)]):
         image, mask = _stack(samples, indices[first:last])
@@ -172,12 +173,21 @@ class _Reader(Dataset[tuple[Tensor, Tensor]]):
 
 def _stack(samples: Samples, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return images and masks as stored, copied out of the mapped file."""
-    images, masks = [samples.image(index) for index in indices], [samples.mask(index) for index in indices]
-    for index, image in zip(indices, images, strict=True):
-        if image.shape != images[0].shape or image.dtype != images[0].dtype:
-            first = f"{samples.names[indices[0]]} is {images[0].shape} {images[0].dtype}"
-            raise DataError(f"{first}, {samples.names[index]} is {image.shape} {image.dtype}; a batch needs one size")
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+    _refuse_mixed(samples, indices)
+    image = np.stack([samples.image(index) for index in indices])
+    mask = np.stack([samples.mask(index) for index in indices])
+    return torch.from_numpy(image), torch.from_numpy(mask)
+
+
+def _refuse_mixed(samples: Samples, indices: Sequence[int]) -> None:
+    first = samples.image(indices[0])
+    for index in indices:
+        image = samples.image(index)
+        if image.shape != first.shape or image.dtype != first.dtype:
+            expected = f"{samples.names[indices[0]]} is {first.shape} {first.dtype}"
+            raise DataError(
+                f"{samples.names[index]} is {image.shape} {image.dtype}, {expected}; a batch needs one size"
+            )
 
 
 def _checked(image: Tensor) -> Tensor:

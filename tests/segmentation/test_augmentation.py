@@ -1,0 +1,155 @@
+import dataclasses
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as transforms
+
+from segmentation import augmentation
+from segmentation.augmentation import NONE, Augmentation
+from segmentation.loading import generator
+
+MOVES = {"horizontal_flip": 1.0, "vertical_flip": 1.0, "rotate90": 1.0}
+WARPS = {"rotate_degrees": 30.0, "scale": 0.3, "translate": 0.2, "elastic": 3.0}
+COLOURS = {"brightness": 0.3, "contrast": 0.3, "gamma": 0.5, "blur": 1.5, "noise": 0.2}
+
+
+def only(**changed):
+    return augmentation.build(dataclasses.replace(NONE, **changed))
+
+
+def batch(count=6, size=16, channels=2):
+    image = torch.rand(count, channels, size, size, generator=generator(1))
+    return image, torch.randint(0, 3, (count, size, size), generator=generator(2))
+
+
+def test_every_amount_is_tried_here():
+    known = {field.name for field in dataclasses.fields(Augmentation)} - {"elastic_smoothness"}
+    assert {*MOVES, *WARPS, *COLOURS} == known
+
+
+def test_nothing_asked_for_is_the_identity():
+    image, mask = batch()
+    moved, moved_mask = augmentation.build(NONE)(image, mask, generator(0))
+    assert torch.equal(moved, image)
+    assert torch.equal(moved_mask, mask)
+
+
+@pytest.mark.parametrize(("name", "amount"), [*MOVES.items(), *WARPS.items(), *COLOURS.items()])
+def test_each_amount_changes_images_keeps_shapes_and_leaves_its_input_alone(name, amount):
+    image, mask = batch()
+    kept, kept_mask = image.clone(), mask.clone()
+    moved, moved_mask = only(**{name: amount})(image, mask, generator(0))
+    assert (moved.shape, moved.dtype, moved_mask.shape, moved_mask.dtype) == (
+        image.shape,
+        torch.float32,
+        mask.shape,
+        torch.int64,
+    )
+    assert not torch.equal(moved, image)
+    assert moved.isfinite().all()
+    assert torch.equal(image, kept)
+    assert torch.equal(mask, kept_mask)
+
+
+@pytest.mark.parametrize(("name", "amount"), COLOURS.items())
+def test_colours_leave_the_mask_bit_for_bit(name, amount):
+    image, mask = batch()
+    assert torch.equal(only(**{name: amount})(image, mask, generator(0))[1], mask)
+
+
+@pytest.mark.parametrize("planes", [False, True])
+def test_flips_and_turns_move_image_and_mask_alike(planes):
+    _, mask = batch(40)
+    mask = torch.stack([mask, mask == 1], dim=1).long() if planes else mask
+    image = (mask if planes else mask[:, None]).float()
+    changed = dict.fromkeys(MOVES, 0.5)
+    moved, moved_mask = only(**changed)(image, mask, generator(0))
+    assert torch.equal(moved.long(), moved_mask if planes else moved_mask[:, None])
+    ways = {
+        tuple(turned.rot90(turns, (-2, -1)).flatten().tolist())
+        for turned in (image[0], image[0].flip(-1))
+        for turns in range(4)
+    }
+    seen = {tuple(only(**changed)(image[:1], mask[:1], generator(seed))[0].flatten().tolist()) for seed in range(80)}
+    assert seen == ways
+
+
+def test_warps_move_image_and_mask_alike():
+    """A smooth ramp warped equals the ramp's own class map warped, but for pixels at the class border."""
+    ramp = torch.linspace(0, 1, 64).expand(8, 1, 64, 64).contiguous()
+    mask = (ramp[:, 0] > 0.5).long()
+    moved, moved_mask = only(**WARPS)(ramp, mask, generator(0))
+    away = (moved[:, 0] - 0.5).abs() > 0.03
+    assert torch.equal((moved[:, 0] > 0.5)[away], (moved_mask == 1)[away])
+    assert away.float().mean() > 0.8
+    assert not torch.equal(moved_mask, mask)
+
+
+def test_warps_never_make_up_a_class():
+    _, mask = batch(20, 32)
+    mask[mask == 1] = 255
+    _, moved = only(**WARPS)(torch.rand(20, 1, 32, 32), mask, generator(0))
+    assert set(moved.unique().tolist()) <= {0, 2, 255}
+
+
+def test_a_turn_by_a_known_angle_is_that_of_torchvision(monkeypatch):
+    monkeypatch.setattr(augmentation, "_uniform", lambda count, generator: torch.ones(count))
+    disc = torch.zeros(1, 1, 33, 49)
+    disc[..., 10:20, 12:30] = 1
+    moved, _ = only(rotate_degrees=25.0)(disc, disc[:, 0].long(), generator(0))
+    expected = transforms.rotate(disc, 25.0, interpolation=transforms.InterpolationMode.BILINEAR)
+    opposite = transforms.rotate(disc, -25.0, interpolation=transforms.InterpolationMode.BILINEAR)
+    assert min((moved - other).abs().max() for other in (expected, opposite)) < 1e-3
+
+
+def test_a_shift_by_a_known_part_moves_that_many_pixels(monkeypatch):
+    monkeypatch.setattr(augmentation, "_uniform", lambda count, generator: torch.ones(count))
+    image, mask = batch(1, 16)
+    moved, moved_mask = only(translate=0.25)(image, mask, generator(0))
+    assert torch.allclose(moved[..., :12, :12], image[..., 4:, 4:], atol=1e-5)
+    assert torch.equal(moved_mask[..., :12, :12], mask[..., 4:, 4:])
+
+
+def test_draws_come_from_the_generator_alone():
+    image, mask = batch()
+    augment = augmentation.build(Augmentation(**{**WARPS, **COLOURS}))
+    before = torch.get_rng_state()
+    first = augment(image, mask, generator(3))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    again, other = augment(image, mask, generator(3)), augment(image, mask, generator(4))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize(("name", "amount"), [*WARPS.items(), *COLOURS.items()])
+def test_every_sample_has_its_own_draw(name, amount):
+    image, mask = batch(1)
+    image, mask = image.expand(5, -1, -1, -1), mask.expand(5, -1, -1)
+    moved, _ = only(**{name: amount})(image, mask, generator(0))
+    assert len({tuple(one.flatten().tolist()) for one in moved}) == 5
+
+
+@pytest.mark.row("S24")
+def test_without_a_vertical_flip_the_top_stays_at_the_top():
+    image = torch.zeros(50, 1, 16, 24)
+    image[..., 0, :] = 1
+    augment = augmentation.build(Augmentation(vertical_flip=0, rotate90=0, noise=0.01, brightness=0.01))
+    for seed in range(5):
+        moved, _ = augment(image, image[:, 0].long(), generator(seed))
+        assert (moved[..., 0, :] > 0.5).all()
+        assert (moved[..., 1:, :] < 0.5).all()
+
+
+def test_quarter_turns_of_oblongs_are_refused():
+    with pytest.raises(ValueError, match="rotate90: images are 24x16; set it to 0"):
+        only(rotate90=0.5)(torch.zeros(1, 1, 16, 24), torch.zeros(1, 16, 24, dtype=torch.int64), generator(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("horizontal_flip", 1.5), ("contrast", 2.0), ("noise", -0.1), ("elastic_smoothness", 0.5)]
+)
+def test_impossible_amounts_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name}: got {value}"):
+        Augmentation(**{name: value})
