@@ -59,9 +59,7 @@ def load(data: Data, variant: Variant) -> tuple[Samples, Splits]:
     """
     sources = find(data, variant)
     samples = cache.cached(_key(sources, data, variant), lambda: reader.read(sources), folder=folder(data))
-    made = splits.split(
-        samples.names, samples.groups, fractions=data.fractions, seed=data.split_seed, key=data.group
-    )
+    made = splits.split(samples.names, samples.groups, fractions=data.fractions, seed=data.split_seed, key=data.group)
     return samples.seal(made.test), made
 
 
@@ -161,5 +159,3 @@ def refuse_seen(checkpoint: Path, made: Splits) -> None:
             f"{path}: {len(leaked)} samples of the test split were used in training, such as {leaked[0]!r}; "
             "the data or its splits have changed since; train again"
         )
-
-

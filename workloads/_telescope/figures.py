@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from segmentation.figures import LABEL_COLOURS, Colour, Example, composite_map
+
 Array = np.ndarray[Any, Any]
 
-COLOURS: tuple[tuple[int, int, int], ...] = ((220, 20, 60), (255, 105, 180), (255, 255, 0))
-"""Composite colours of cosmic ray, point source, electronic glitch."""
-LINE_COLOURS = ("tab:blue", "tab:red", "tab:orange")
-"""The same classes as lines and dots, the original's choice."""
+LINE_COLOURS: tuple[Colour, ...] = ((31, 119, 180), (214, 39, 40), (255, 127, 14))
+"""Cosmic ray, point source and electronic glitch as lines and dots, the original's choice: blue, red, orange."""
 PLACEHOLDER = "none (placeholder)"
 CLASS_NAMES: Mapping[str, tuple[str, str, str]] = {
     "noEL": ("CR", "PS", PLACEHOLDER),
@@ -21,35 +21,19 @@ CLASS_NAMES: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-def composite_map(probs: Array, thr: float = 0.5) -> Array:
-    """Return (H, W, 3) uint8: black, painted where (3, H, W) probabilities exceed `thr`; the last channel wins."""
-    picture = np.zeros((*probs.shape[1:], 3), np.uint8)
-    for channel, colour in zip(probs, COLOURS, strict=True):
-        picture[channel > thr] = colour
-    return picture
-
-
-def save_examples(
-    path: Path,
-    images: Sequence[Array],
-    probs: Sequence[Array],
-    masks: Sequence[Array],
-    *,
-    names: Sequence[str],
-    variant: str,
-    thr: float = 0.5,
-) -> Path:
-    """Draw a row for each sample: input, composite of the prediction, composite of the truth, scatter of all pixels.
+def save_examples(path: Path, examples: Sequence[Example], *, variant: str, thr: float = 0.5) -> Path:
+    """Draw a row for each example: input, composite of the prediction, composite of the truth, scatter of all pixels.
 
     The scatter shows each channel's probability by pixel number, the threshold as a line.
     """
-    figure, axes = _canvas(len(images), 4, widths=(1, 1, 1, 1.8))
-    for row, image, prob, mask, name in zip(axes, images, probs, masks, names, strict=True):
-        row[0].imshow(image, cmap="gray")
-        row[1].imshow(composite_map(prob, thr))
-        row[2].imshow(composite_map(mask, 0.5))
-        row[0].set_ylabel(_short(name), fontsize=6)
-        _scatter(row[3], prob, CLASS_NAMES[variant], thr)
+    figure, axes = _canvas(len(examples), 4, widths=(1, 1, 1, 1.8))
+    for row, example in zip(axes, examples, strict=True):
+        row[0].imshow(example.image[0], cmap="gray")
+        row[1].imshow(composite_map(example.probability, thr))
+        if example.mask is not None:
+            row[2].imshow(composite_map(example.mask, 0.5))
+        row[0].set_ylabel(_short(example.name), fontsize=6)
+        _scatter(row[3], example.probability, CLASS_NAMES[variant], thr)
     for axis, title in zip(axes[0], ("input", f"prediction > {thr:g}", "ground truth", "probability"), strict=True):
         axis.set_title(title, fontsize=9)
     _legend(figure, variant)
@@ -84,7 +68,8 @@ def _canvas(rows: int, columns: int, widths: Sequence[float] | None = None) -> t
 
 def _scatter(axis: Any, prob: Array, names: Sequence[str], thr: float) -> None:
     for channel, name, colour in zip(prob, names, LINE_COLOURS, strict=True):
-        axis.scatter(np.arange(channel.size), channel.ravel(), s=1.5, color=colour, label=name, linewidths=0)
+        unit = tuple(part / 255 for part in colour)
+        axis.scatter(np.arange(channel.size), channel.ravel(), s=1.5, color=unit, label=name, linewidths=0)
     axis.axhline(thr, color="black", linewidth=0.8, linestyle="--", label=f"threshold {thr:g}")
     axis.set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1), xlabel="pixel")
     axis.legend(fontsize=5, markerscale=4, loc="upper right")
@@ -93,8 +78,8 @@ def _scatter(axis: Any, prob: Array, names: Sequence[str], thr: float) -> None:
 def _legend(figure: Any, variant: str) -> None:
     from matplotlib.patches import Patch
 
-    names = CLASS_NAMES[variant]
-    patches = [Patch(color=(r / 255, g / 255, b / 255), label=n) for (r, g, b), n in zip(COLOURS, names, strict=True)]
+    pairs = zip(LABEL_COLOURS, CLASS_NAMES[variant], strict=False)
+    patches = [Patch(color=(r / 255, g / 255, b / 255), label=name) for (r, g, b), name in pairs]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
 
 
