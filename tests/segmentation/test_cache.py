@@ -208,9 +208,13 @@ def test_the_hash_is_of_relative_names_and_contents(tmp_path):
     assert digest(tmp_path, first) != digest(tmp_path, first[:1])
 
 
-def test_a_change_of_equal_size_within_the_clock_s_grain_changes_the_hash(tmp_path):
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_change_that_keeps_size_and_time_stamp_changes_the_hash(tmp_path, monkeypatch, settled):
+    if settled:
+        monkeypatch.setattr(cache, "SETTLED_NS", -(10**12))
     files = tree(tmp_path / "a", x="1")
     before, state = digest(tmp_path, files), files[0].stat()
+    time.sleep(0.02)  # longer than the grain of a file system's clock
     files[0].write_text("2")
     os.utime(files[0], ns=(state.st_atime_ns, state.st_mtime_ns))
     assert digest(tmp_path, files) != before
