@@ -3,7 +3,8 @@
 After the ACT glitch-segmentation notebooks: a TinyUNet with one output for each class, several of which may be true at
 one pixel. `variant` selects what the third class folder is: `none` (noEL: the third channel is a placeholder, left out
 of all means) or `electronic_glitch` (withEL). Differs from the original where it had errors: the splits are seeded,
-disjoint and used, one picture in two class folders is one sample, and accuracy stands beside that of predicting nothing.
+disjoint and used, one picture in two class folders is one sample, and accuracy stands beside that of predicting
+nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import functools
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,17 +88,17 @@ class Config(TrainingConfig):
 
     variant: Variant = "noEL"
     """noEL: the third class folder is `none`, its channel a placeholder. withEL: it is `electronic_glitch`."""
-    data: Data = Data()
+    data: Data = field(default_factory=Data)
     """Where pictures come from and how they are split."""
-    normalise: PercentileClip = PercentileClip()
+    normalise: PercentileClip = field(default_factory=PercentileClip)
     """How grey values are scaled."""
-    augmentation: OptionalAugmentation = OptionalAugmentation()
+    augmentation: OptionalAugmentation = field(default_factory=OptionalAugmentation)
     """How training pictures are varied."""
     base_c: int = 32
     """Channels at full resolution; they double at each of the two levels below."""
     p_drop: float = 0.25
     """Probability that a channel of the decoder is dropped in training."""
-    loss: MultilabelLoss = MultilabelLoss()
+    loss: MultilabelLoss = field(default_factory=MultilabelLoss)
     """What is made small."""
     threshold: float = 0.5
     """Probability above which a class is called."""
@@ -112,9 +113,9 @@ class Config(TrainingConfig):
     """Processes that read a set too large for memory; more than there are CPUs are not started."""
     train_iou: bool = False
     """Report train_mean_iou too; costs another pass over the training split each epoch."""
-    finetune: Finetune = Finetune()
+    finetune: Finetune = field(default_factory=Finetune)
     """Start from a trained network."""
-    observation: Observation = Observation()
+    observation: Observation = field(default_factory=Observation)
     """How time streams become pictures, for predict."""
     out: str = ""
     """Folder for the original's own files (checkpoints, CSV row, curves); empty: none, as parallel trials need it."""
@@ -143,7 +144,7 @@ class Config(TrainingConfig):
 
     @classmethod
     def finetuning(cls) -> Config:
-        """Return the original's second stage: ten epochs with a frozen encoder, ten without; needs finetune.checkpoint."""
+        """Return the original's second stage: ten epochs with a frozen encoder, then ten without."""
         return dataclasses.replace(cls.reference(), variant="withEL", epochs=20, patience=0)
 
     @classmethod
@@ -227,7 +228,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
             threshold=config.threshold,
         )
         drawn = _draw(config, model, normaliser, samples, indices, out_dir)
-    scored = evaluation.evaluate(
+    scored = evaluation.evaluation(
         found,
         [made.groups[index] for index in found.index],
         channel_names(config),

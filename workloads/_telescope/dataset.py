@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Data:
     """Seed of the splits; not that of the training, so that trials with different seeds are compared on one split."""
     cache: str = ""
     """Folder for decoded and generated pictures; empty: $SEGMENTATION_CACHE, or one in the home's cache."""
-    synthetic: Synthetic = Synthetic()
+    synthetic: Synthetic = field(default_factory=Synthetic)
     """The generated pictures."""
 
     def __post_init__(self) -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from segmentation.images import read_image
-from segmentation.samples import Sample
 
 from segmentation.epoch import DataError
+from segmentation.images import read_image
+from segmentation.samples import Sample
 
 Variant = Literal["noEL", "withEL"]
 Layout = Literal["auto", "folders", "simulated"]
