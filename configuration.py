@@ -236,6 +236,9 @@ def _replace(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
     except ConfigError:
         raise
     except ValueError as error:
+        name, colon, problem = str(error).partition(": ")
+        if colon and name in changes:
+            raise ConfigError(f"{prefix}{name}", problem) from error
         raise ConfigError(prefix.rstrip("."), str(error)) from error
 
 

@@ -37,6 +37,8 @@ class TrialRecord:
     finished: datetime | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     """All metrics that the workload reported at the best epoch."""
+    note: str = ""
+    """Why it was tried, where the sampler did not ask for it: `defaults`, or which promoted trial it trains again."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
+class SpecError(ValueError):
+    """A search space that cannot be run: the message names the file, the key and the remedy."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """One number that the search makes better."""

@@ -193,15 +193,15 @@ def _scores(
     columns: Scores, names: Sequence[str], convention: Convention, excluded: Sequence[str], *, multilabel: bool
 ) -> dict[str, Scores]:
     """Return every score of summed columns (..., K, M), each of shape (...)."""
-    out = np.isin(names, list(excluded))  # (K,)
+    hidden = np.isin(names, list(excluded))  # (K,)
     found: dict[str, Scores] = {}
     for place, family in enumerate(FAMILIES):
-        each = np.where(out, np.nan, _family(columns, place, convention))
+        each = np.where(hidden, np.nan, _family(columns, place, convention))
         found[f"mean_{family}"] = metrics.mean_over_classes(each, convention)
         if not multilabel:
             found[f"mean_{family}_no_bg"] = metrics.mean_over_classes(each, Convention(background="out"))
         found |= {f"{family}_{name}": each[..., column] for column, name in enumerate(names)}
-    counts = columns[..., ~out, :4] if multilabel else columns[..., :4]
+    counts = columns[..., ~hidden, :4] if multilabel else columns[..., :4]
     found["accuracy"] = metrics.pixel_accuracy(counts, multilabel=multilabel)
     found["accuracy_background"] = metrics.background_accuracy(counts, multilabel=multilabel)
     return found

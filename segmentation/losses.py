@@ -7,7 +7,7 @@ loss for training is the mean. Ignored pixels count for nothing, in every loss.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -53,12 +53,11 @@ class Loss:
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in LOSSES}
-        positive = ("dice_smooth",)
-        for name in (*weights, *positive, "focal_gamma", "tversky_alpha", "tversky_beta"):
-            if getattr(self, name) < 0 or (name in positive and getattr(self, name) == 0):
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)}; expected {'more than 0' * (name in positive) or '0 or more'}"
-                )
+        for name in (*weights, "focal_gamma", "tversky_alpha", "tversky_beta"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected 0 or more")
+        if self.dice_smooth <= 0:
+            raise ValueError(f"dice_smooth: got {self.dice_smooth}; expected more than 0")
         if not any(weights.values()):
             raise ValueError(f"{', '.join(weights)}: all are 0; give at least one of them a weight")
         if any(weight < 0 for weight in self.class_weights):
@@ -237,6 +236,3 @@ def _lovasz_gradient(truth: Tensor) -> Tensor:
     total = truth.sum(2, keepdim=True)
     loss = 1 - (total - truth.cumsum(2)) / (total + (1 - truth).cumsum(2))
     return torch.cat([loss[..., :1], loss[..., 1:] - loss[..., :-1]], 2)
-
-
-assert set(LOSSES) <= {field.name for field in fields(Loss)}

@@ -81,8 +81,8 @@ class DecoderBlock(nn.Module):
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """Return (B, out_channels, H, W) of the skip's height and width."""
         features = F.interpolate(features, size=skip.shape[-2:], mode="nearest")
-        out: Tensor = self.net(torch.cat([features, skip], 1))
-        return out
+        features = self.net(torch.cat([features, skip], 1))
+        return features
 
 
 def build_encoder(config: Network, in_channels: int) -> nn.Module:

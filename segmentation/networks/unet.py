@@ -36,8 +36,8 @@ class DoubleConv(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, out_channels, H, W)."""
-        out: Tensor = self.net(features)
-        return out
+        features = self.net(features)
+        return features
 
 
 class UNet(nn.Module):

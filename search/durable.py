@@ -1,0 +1,103 @@
+"""Files that survive a kill: either the whole content under its name, or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content so that a reader sees the old or the new one, never a part."""
+    temporary = _temporary(path, text)
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON like `write_text`."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True))
+
+
+def commit(path: Path, value: Any) -> bool:
+    """Write JSON under a name that nobody has taken yet; return False, and change nothing, where it exists.
+
+    The first writer wins: a process that outlived its driver cannot overwrite what its successor did.
+    """
+    if path.exists():
+        return False
+    temporary = _temporary(path, json.dumps(value))
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    _sync_folder(path.parent)
+    return True
+
+
+def seal(folder: Path) -> str:
+    """Write the manifest of a folder (name, size and sha256 of each file), last of all; return the folder's sha256."""
+    files = {
+        str(file.relative_to(folder)): {"size": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    text = json.dumps(files, indent=1, sort_keys=True)
+    temporary = folder / f".{MANIFEST}.tmp"
+    temporary.write_text(text)
+    temporary.replace(folder / MANIFEST)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal_of(folder: Path) -> str | None:
+    """Return the folder's sha256 as its manifest tells it, without reading the files; None where there is none."""
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def sealed(folder: Path) -> str | None:
+    """Return the folder's sha256 if every file is as its manifest says, else None."""
+    try:
+        text = (folder / MANIFEST).read_text()
+        whole = all(
+            (folder / name).stat().st_size == facts["size"] and _sha256(folder / name) == facts["sha256"]
+            for name, facts in json.loads(text).items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return hashlib.sha256(text.encode()).hexdigest() if whole else None
+
+
+def _temporary(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

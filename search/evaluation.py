@@ -1,0 +1,103 @@
+"""Evaluation jobs: promoted checkpoints on the test split, as Ray tasks, each exactly once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from search import durable, workload
+from search.record import StudyPaths
+from search.spec import SearchSpec
+
+logger = logging.getLogger(__name__)
+
+FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One checkpoint to evaluate."""
+
+    name: str
+    """Of its folder: the trial's number, or that and a seed."""
+    trial: int
+    checkpoint: str
+    """Folder, relative to the study's."""
+    sha256: str
+
+
+class EvaluationError(RuntimeError):
+    """A checkpoint that could not be evaluated."""
+
+
+def missing(paths: StudyPaths, candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return the candidates without an evaluation of just this checkpoint."""
+    return [candidate for candidate in candidates if _done(paths, candidate) != candidate.sha256]
+
+
+def run(paths: StudyPaths, spec: SearchSpec, candidates: Sequence[Candidate], finished: Callable[[str], None]) -> None:
+    """Evaluate candidates side by side; Ray must be up. One that fails does not keep the others from being kept.
+
+    Raises:
+        EvaluationError: naming each that failed and why.
+    """
+    job = ray.remote(_job).options(num_cpus=spec.evaluation.cpus, num_gpus=spec.evaluation.gpus, max_retries=2)
+    study = str(paths.folder.absolute())
+    jobs = {job.remote(spec.workload, study, asdict(candidate)): candidate.name for candidate in candidates}
+    problems = []
+    while jobs:
+        (ready,), _ = ray.wait(list(jobs), num_returns=1)
+        name = jobs.pop(ready)
+        try:
+            ray.get(ready)
+            finished(name)
+        except Exception as error:
+            problems.append(f"evaluation of trial {name}: {error}")
+    if problems:
+        raise EvaluationError("\n".join(problems))
+
+
+def _job(workload_name: str, study: str, plain: dict[str, Any]) -> None:
+    """Evaluate one checkpoint. Runs in a Ray worker; writes evaluation.json last, so that half a job is none."""
+    paths, candidate = StudyPaths(Path(study)), Candidate(**plain)
+    checkpoint, folder = paths.folder / candidate.checkpoint, paths.evaluation(candidate.name)
+    if durable.sealed(checkpoint) != candidate.sha256:
+        raise EvaluationError(f"{checkpoint}: changed since the trial ended; its numbers would not be the trial's")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    evaluation = workload.load(workload_name).evaluate(checkpoint, "test", folder)
+    content = {
+        **dataclasses.asdict(evaluation),
+        "trial": candidate.trial,
+        "name": candidate.name,
+        "checkpoint_sha256": candidate.sha256,
+        "split": "test",
+    }
+    durable.write_json(folder / FILE, finite(content))
+
+
+def finite(value: Any) -> Any:
+    """Return plain data in which numbers that are not finite are None, as JSON knows none."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _done(paths: StudyPaths, candidate: Candidate) -> str | None:
+    try:
+        content = json.loads((paths.evaluation(candidate.name) / FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    sha256: str = content["checkpoint_sha256"]
+    return sha256

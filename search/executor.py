@@ -1,0 +1,291 @@
+"""Runs the trials of a study in slots: Ray Tune carries them out, the study says what they are.
+
+Ray Tune is the executor only. Its searcher interface asks our study, its scheduler interface asks our rules, its
+loggers and its restore are not used: what is true stands in the study and in the trials' folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, Protocol
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from search import trial
+from search.record import TrialRecord
+from search.slot import Slot
+from search.study import Outcome, Study, StudyError, Task, outcome_from
+
+logger = logging.getLogger(__name__)
+
+HOLD_S = 15.0
+"""How long finished trials wait for slots that are starting; once waited in vain, not again until all are up."""
+CRASHES = 3
+"""Trials in a row that lose every process they are given before the search is broken off."""
+
+ASK_AHEAD_SHARE = 0.05
+"""A question that takes more than this share of a trial is asked while the slots work."""
+
+
+class Listener(Protocol):
+    """Whoever wants to see what happens while trials run; called in the driver."""
+
+    def trial_started(self, number: int, params: dict[str, Any]) -> None:
+        """A slot begins this trial."""
+
+    def trial_epoch(self, number: int, epoch: int, values: tuple[float, ...], metrics: dict[str, float]) -> None:
+        """The trial has finished an epoch."""
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """The trial has ended, and the study knows."""
+
+    def tick(self) -> None:
+        """Some time has passed."""
+
+
+def run(study: Study, slots: int, listener: Listener, may_start: Callable[[], bool] = lambda: True) -> None:
+    """Run trials until the study has no more to ask; Ray must be up.
+
+    Args:
+        study: what to run, and where everything is recorded.
+        slots: how many trials run at the same time.
+        listener: hears of every start, epoch and end.
+        may_start: False once a budget is used up; trials that run then are carried to their end.
+    """
+    director = Director(study, slots, listener, may_start)
+    resources = study.spec.resources
+    trainable = tune.with_resources(Slot, {"cpu": resources.cpus_per_slot, "gpu": resources.gpus_per_slot})
+    scratch = tempfile.mkdtemp(prefix="tune-")
+    try:
+        with _quiet():
+            tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=_Questions(director), scheduler=_Verdicts(director), num_samples=-1, reuse_actors=True
+                ),
+                run_config=tune.RunConfig(
+                    name=study.name.replace("/", "-"),
+                    storage_path=scratch,
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    failure_config=tune.FailureConfig(max_failures=resources.max_attempts - 1),
+                    callbacks=[_Ticks(director)],
+                ),
+            ).fit()
+    finally:
+        director.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+    if director.broken is not None:
+        raise director.broken
+
+
+class Director:
+    """Joins Ray Tune's three interfaces to the study; lives in the driver."""
+
+    def __init__(self, study: Study, slots: int, listener: Listener, may_start: Callable[[], bool]) -> None:
+        self.study, self.slots, self.listener, self.may_start = study, slots, listener, may_start
+        self.running: dict[str, Task] = {}
+        self.broken: Exception | None = None
+        self.crash = ""
+        self._crashes = 0
+        self._verdicts: dict[int, str] = {}
+        self._started: dict[int, float] = {}
+        self._asker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ask")
+        self._ahead: Future[Task | None] | None = None
+        self._holding_since: float | None = None
+        self._patience_s = HOLD_S
+        self._ask_s, self._trial_s = 0.0, float("inf")
+
+    def next_task(self, trial_id: str) -> Task | None:
+        """Return the next trial for a free slot; None once there is none."""
+        task = self._take()
+        if task is not None:
+            self.running[trial_id] = task
+            self._started[task.number] = time.monotonic()
+            self.listener.trial_started(task.number, dict(task.params))
+        return task
+
+    def judge(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> bool:
+        """Record an epoch; return whether the trial ends early."""
+        number = self.running[trial_id].number
+        values = tuple(metrics[objective.metric] for objective in self.study.spec.objectives)
+        verdict = self.study.report(number, epoch, values)
+        self.listener.trial_epoch(number, epoch, values, metrics)
+        if verdict.stop:
+            self._verdicts[number] = verdict.why
+        return verdict.stop
+
+    def ended(self, trial_id: str, outcome_json: str | None, crashed: bool) -> None:
+        """Tell the study how a trial ended: by itself, by a verdict, or with its process."""
+        task = self.running.pop(trial_id, None)
+        if task is None:
+            return
+        outcome = self._outcome(task.number, outcome_json, crashed)
+        self._crashes = self._crashes + 1 if crashed else 0
+        if self._crashes == CRASHES:
+            self.broken = StudyError(f"{CRASHES} trials in a row could not be run; the last said: {self.crash}")
+        self._trial_s = time.monotonic() - self._started.pop(task.number)
+        self.study.tell(task.number, outcome)
+        self.listener.trial_ended(self.study.record(task.number))
+
+    def may_leave(self, starting: bool) -> bool:
+        """Return whether a finished trial may give its slot back now.
+
+        Ray Tune hands a freed slot to a trial whose own slot is still starting, and throws that start away: with short
+        trials, a second slot would never come up. So while a slot is starting, finished trials hold theirs a little.
+        """
+        now = time.monotonic()
+        if not starting:
+            self._holding_since, self._patience_s = None, HOLD_S
+            return True
+        self._holding_since = self._holding_since or now
+        self._patience_s = min(self._patience_s, HOLD_S - (now - self._holding_since))
+        return self._patience_s <= 0
+
+    def close(self) -> None:
+        """End the asking thread."""
+        self._asker.shutdown(wait=True, cancel_futures=True)
+
+    def _outcome(self, number: int, outcome_json: str | None, crashed: bool) -> Outcome:
+        if outcome_json is not None:
+            return outcome_from(json.loads(outcome_json))
+        folder, objectives = self.study.trial_folder(number), self.study.spec.objectives
+        if crashed:
+            reason = f"its process died {self.study.spec.resources.max_attempts} times: {self.crash}"
+            return trial.outcome_of(folder, objectives, "failed", reason)
+        return trial.outcome_of(folder, objectives, "stopped", self._verdicts.pop(number, "stopped"))
+
+    def _take(self) -> Task | None:
+        future, self._ahead = self._ahead, None
+        task = future.result() if future is not None else self._ask()
+        if task is not None and self._ask_s > ASK_AHEAD_SHARE * self._trial_s:
+            self._ahead = self._asker.submit(self._ask)
+        return task
+
+    def _ask(self) -> Task | None:
+        if self.broken is not None or not self.may_start():
+            return None
+        began = time.monotonic()
+        task = self.study.ask()
+        self._ask_s = time.monotonic() - began
+        return task
+
+
+class _InDriver:
+    """Stays in the driver: Ray Tune copies and pickles what it is given, but the study has one writer."""
+
+    director: Director
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Questions(_InDriver, Searcher):
+    """Ray Tune asks here for configurations and tells here how trials ended."""
+
+    def __init__(self, director: Director) -> None:
+        super().__init__()
+        self.director = director
+
+    def suggest(self, trial_id: str) -> Any:
+        director = self.director
+        if len(director.running) >= director.slots:
+            return None
+        try:
+            task = director.next_task(trial_id)
+        except Exception as error:  # Tune would log it and ask for ever
+            director.broken = error
+            task = None
+        return _order(director.study, task) if task is not None else Searcher.FINISHED
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Do nothing: the scheduler has recorded it already."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.director.ended(trial_id, (result or {}).get("outcome_json"), error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the study is on disk already."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: a new searcher reads the study."""
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Do nothing: the study is on disk already."""
+
+
+class _Verdicts(_InDriver, FIFOScheduler):
+    """Ray Tune asks here whether a trial goes on."""
+
+    def __init__(self, director: Director) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.director = director
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        metrics = json.loads(result["metrics_json"])
+        stop = bool(metrics) and self.director.judge(trial.trial_id, result["epoch"], metrics)
+        if "outcome_json" in result:
+            starting = any(other.status == other.PENDING for other in tune_controller.get_live_trials())
+            stop = self.director.may_leave(starting)
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        error = trial.get_error()
+        self.director.crash = " ".join(str(error).split())[-500:]
+        logger.warning("trial %s: %s", trial.config.get("number"), self.director.crash)
+
+
+class _Ticks(_InDriver, tune.Callback):
+    def __init__(self, director: Director) -> None:
+        self.director = director
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.director.listener.tick()
+
+
+def _order(study: Study, task: Task) -> dict[str, Any]:
+    """Return what a slot needs to run a trial, as plain data."""
+    return {
+        "number": task.number,
+        "workload": study.spec.workload,
+        "config": dict(task.config),
+        "objectives": [asdict(objective) for objective in study.spec.objectives],
+        "folder": str(study.trial_folder(task.number).absolute()),
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what Ray Tune says of loggers and result files that we do not use."""
+    tune_logger = logging.getLogger("ray.tune")
+    level = tune_logger.level
+    tune_logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tune_logger.setLevel(level)

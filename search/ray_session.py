@@ -1,0 +1,83 @@
+"""Ray for one search: the cluster that the environment names, or one of our own on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from search.resources import Room
+
+
+def room() -> Room:
+    """Return what there is to run on; connects where a cluster is named."""
+    if _own():
+        return Room(float(len(os.sched_getaffinity(0))), float(_gpus()), "this machine")
+    import ray
+
+    _connect()
+    total = ray.cluster_resources()
+    return Room(total.get("CPU", 0.0), total.get("GPU", 0.0), "the cluster at present", grows=True)
+
+
+class RaySession:
+    """Ray, started when it is first needed: a study that is complete needs none."""
+
+    def __init__(self, room: Room) -> None:
+        self.room, self._mine = room, False
+
+    def __enter__(self) -> RaySession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._mine:
+            import ray
+
+            ray.shutdown()
+
+    def start(self) -> None:
+        """Connect to the cluster, or start Ray on this machine; does nothing where it runs already."""
+        import ray
+
+        if ray.is_initialized():
+            return
+        if not _own():
+            _connect()
+            return
+        self._mine = True
+        ray.init(
+            "local",
+            num_cpus=int(self.room.cpus),
+            num_gpus=int(self.room.gpus),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
+        )
+
+
+def _own() -> bool:
+    import ray
+
+    return "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
+
+
+def _connect() -> None:
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True, **options)
+
+
+def _gpus() -> int:
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+    return NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+
+
+def _python_path() -> list[str]:
+    """Return where slots find this project and a user's own workload: as this process does."""
+    here = str(Path(__file__).resolve().parent.parent)
+    known = [path for path in sys.path if path and "site-packages" not in path and not path.startswith(sys.base_prefix)]
+    return list(dict.fromkeys([here, str(Path.cwd()), *known]))

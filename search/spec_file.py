@@ -1,0 +1,386 @@
+"""A YAML file to a checked `SearchSpec`, every key against the workload's Config, before anything starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+import configuration
+from configuration import ConfigError
+from search import space, workload
+from search.spec import (
+    Evaluation,
+    Objective,
+    Parameter,
+    Promotion,
+    Resources,
+    Search,
+    SearchSpec,
+    SpecError,
+    Stopping,
+    Tracking,
+)
+
+FOLDER = Path("search_spaces")
+SECTIONS: dict[str, type] = {
+    "search": Search,
+    "stopping": Stopping,
+    "resources": Resources,
+    "promotion": Promotion,
+    "evaluation": Evaluation,
+    "tracking": Tracking,
+}
+KEYS = ("workload", "data", "objective", "parameters", "constraints", "fixed", *SECTIONS)
+ATTRIBUTES = ("type", "low", "high", "log", "step", "choices", "when")
+MIB = 2**20
+
+
+def load(space_name: str, assignments: Iterable[str] = (), folder: Path = FOLDER) -> SearchSpec:
+    """Return the checked search space of a file; a bare name is looked up in `search_spaces/`.
+
+    Args:
+        space_name: path of a YAML file, or a name such as `nuclei.yaml` or `nuclei`.
+        assignments: `key=value` texts that override the file, such as `search.trials=64`.
+        folder: where bare names are looked up.
+    Raises:
+        SpecError: naming the file, the key and the remedy.
+    """
+    path = _find(space_name, folder)
+    try:
+        content = _override(_read(path), assignments)
+        return _spec(path.stem, content)
+    except ConfigError as error:
+        raise SpecError(f"{path.name}: {error}") from error
+
+
+def config_values(spec: SearchSpec, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every value of the workload's Config for one trial, fixed ones and defaults included.
+
+    Raises:
+        ConfigError: if the Config refuses the combination.
+    """
+    config_class = workload.load(spec.workload).Config
+    return configuration.to_values(configuration.build(config_class, {**spec.fixed, **params}))
+
+
+def _find(name: str, folder: Path) -> Path:
+    candidates = [Path(name), Path(f"{name}.yaml"), folder / name, folder / f"{name}.yaml"]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = sorted(path.name for path in folder.glob("*.yaml"))
+    raise SpecError(f"{name}: no such search space; here are {', '.join(known) or 'none'} (in {folder}/)")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MIB:
+        raise SpecError(f"{path.name}: larger than 1 MiB; a search space is a page of YAML")
+    try:
+        content = yaml.load(path.read_text(), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path.name}: not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{path.name}: expected keys {', '.join(KEYS)}; got {type(content).__name__}")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses what hides mistakes: a key written twice, and aliases (they can blow up)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse aliases."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not supported; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{node.start_mark}: key {twice!r} stands twice")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _override(content: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    content = dict(content)
+    for text in assignments:
+        key, value = configuration.parse_assignment(text)
+        section, _, rest = key.partition(".")
+        if section not in KEYS:
+            raise ConfigError(
+                key, f"no such section; known: {', '.join(KEYS)}. Values of the workload: fixed.{key}=..."
+            )
+        if not rest:
+            content[section] = value
+        elif section in ("data", "fixed", "parameters", *SECTIONS, "objective"):
+            content[section] = _merged(content.get(section) or {}, rest, value)
+        else:
+            raise ConfigError(key, f"{section} has no keys of its own; write {section}=[...]")
+    return content
+
+
+def _merged(section: Any, key: str, value: Any) -> dict[str, Any]:
+    """Return a copy of a section with one dotted key set, however the file nested it."""
+    if not isinstance(section, Mapping):
+        raise ConfigError(key, f"expected a section of keys; got {section!r}")
+    flat = {name: item for name, item in configuration.flatten(section).items() if name != key}
+    return {**flat, key: value}
+
+
+def _spec(name: str, content: dict[str, Any]) -> SearchSpec:
+    for key in content:
+        if key not in KEYS:
+            raise configuration.unknown_key(str(key), KEYS)
+    for key in ("workload", "objective", "parameters"):
+        if key not in content:
+            raise ConfigError(key, "missing; every search space names it")
+    try:
+        module = workload.load(str(content["workload"]))
+    except ValueError as error:
+        raise ConfigError("workload", str(error)) from error
+    fixed = _fixed(content)
+    config = _located("fixed", configuration.build, module.Config, fixed)
+    parameters = tuple(_parameters(content["parameters"], module.Config, config, fixed))
+    spec = SearchSpec(
+        name=name,
+        workload=str(content["workload"]),
+        objectives=tuple(_objectives(content["objective"], module.metrics(config))),
+        parameters=parameters,
+        constraints=_constraints(content.get("constraints"), module.Config, parameters),
+        fixed=fixed,
+        **{key: _section(key, content.get(key)) for key in SECTIONS},
+    )
+    _check_numbers(spec)
+    return spec
+
+
+def _fixed(content: Mapping[str, Any]) -> dict[str, Any]:
+    fixed: dict[str, Any] = {}
+    for key, prefix in (("fixed", ""), ("data", "data.")):
+        section = content.get(key) or {}
+        if not isinstance(section, Mapping):
+            raise ConfigError(key, f"expected keys of the workload's Config; got {section!r}")
+        fixed.update(configuration.flatten(section, prefix))
+    return fixed
+
+
+def _located(prefix: str, function: Any, *arguments: Any) -> Any:
+    """Call a function and put the section's name before the key that it complains about."""
+    try:
+        return function(*arguments)
+    except ConfigError as error:
+        key = error.key if error.key.startswith("data.") and prefix == "fixed" else f"{prefix}.{error.key}".rstrip(".")
+        raise ConfigError(key, error.problem) from error
+
+
+def _section(key: str, content: Any) -> Any:
+    if content is not None and not isinstance(content, Mapping):
+        raise ConfigError(key, f"expected keys {', '.join(configuration.fields(SECTIONS[key]))}; got {content!r}")
+    return _located(key, configuration.build, SECTIONS[key], content or {})
+
+
+def _objectives(content: Any, reported: Mapping[str, str]) -> Iterator[Objective]:
+    entries = content if isinstance(content, list) else [content]
+    if not entries:
+        raise ConfigError("objective", "empty; name a metric and a mode")
+    for entry in entries:
+        if not isinstance(entry, Mapping) or "metric" not in entry or set(entry) - {"metric", "mode"}:
+            raise ConfigError("objective", f"expected {{metric: NAME, mode: max or min}}; got {entry!r}")
+        metric = str(entry["metric"])
+        if metric not in reported:
+            problem = configuration.unknown_key(metric, reported).problem
+            raise ConfigError(
+                "objective.metric", f"the workload does not report {metric!r}; {problem.partition('; ')[2]}"
+            )
+        mode = configuration.check(Literal["max", "min"], entry.get("mode", reported[metric]), "objective.mode")
+        yield Objective(metric=metric, mode=mode)
+
+
+def _parameters(content: Any, config_class: type, config: Any, fixed: Mapping[str, Any]) -> Iterator[Parameter]:
+    known = configuration.fields(config_class)
+    if not isinstance(content, Mapping) or not content:
+        raise ConfigError("parameters", "expected at least one `name: {type: float, low: ..., high: ...}`")
+    entries = _parameter_entries(content, known)
+    for name, entry in entries.items():
+        if name not in known:
+            raise _located("parameters", _raise, configuration.unknown_key(name, known))
+        if name in fixed:
+            raise ConfigError(f"parameters.{name}", "searched and fixed at once; remove one of the two")
+        parameter = _located(f"parameters.{name}", _parameter, name, entry, known[name])
+        _check_when(parameter, entries, list(entries))
+        _try_values(parameter, config)
+        yield parameter
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _parameter_entries(content: Mapping[str, Any], known: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the entry of each parameter by its dotted name, whether the file nests names or writes dots."""
+    names, entries = set(known), dict[str, dict[str, Any]]()
+    for key, value in configuration.flatten(content).items():
+        name, attribute = _split_attribute(key, names)
+        entry = entries.setdefault(name, {})
+        if not attribute:
+            raise ConfigError(f"parameters.{name}", f"expected {{type, low, high}} or {{type, choices}}; got {value!r}")
+        if attribute.startswith("when."):
+            entry.setdefault("when", {})[attribute.removeprefix("when.")] = value
+        else:
+            entry[attribute] = value
+    return entries
+
+
+def _split_attribute(key: str, names: set[str]) -> tuple[str, str]:
+    """Split `loss.dice.low` into the parameter and its attribute."""
+    parts = key.split(".")
+    prefixes = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    name = next((prefix for prefix in prefixes if prefix in names), None)
+    if name is None:
+        match = re.match(rf"(.+?)\.({'|'.join(ATTRIBUTES)})(\.|$)", key)
+        name = match[1] if match else key.rpartition(".")[0] or key
+    return name, key[len(name) + 1 :]
+
+
+def _parameter(name: str, entry: Mapping[str, Any], field: configuration.Field) -> Parameter:
+    known = configuration.fields(Parameter)
+    for key in entry:
+        if key not in ATTRIBUTES:
+            raise configuration.unknown_key(str(key), ATTRIBUTES)
+    entry = dict(entry)
+    when = entry.pop("when", None) or {}
+    kind = configuration.check(known["type"].annotation, entry.get("type", _guess(entry)), "type")
+    if kind == "categorical":
+        return _categorical(name, entry, field, when)
+    return _numeric(name, kind, entry, field, when)
+
+
+def _guess(entry: Mapping[str, Any]) -> str | None:
+    return "categorical" if "choices" in entry else None
+
+
+def _categorical(name: str, entry: Mapping[str, Any], field: configuration.Field, when: Any) -> Parameter:
+    for key in ("low", "high", "log", "step"):
+        if key in entry:
+            raise ConfigError(key, "belongs to float and int; a categorical has choices")
+    choices = entry.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise ConfigError("choices", f"got {choices!r}; expected a list of at least one value")
+    checked = [
+        configuration.check(field.annotation, choice, f"choices[{index}]") for index, choice in enumerate(choices)
+    ]
+    plain = tuple(list(choice) if isinstance(choice, tuple) else choice for choice in checked)
+    if len({space.encode(choice) for choice in plain}) < len(plain):
+        raise ConfigError("choices", "a value stands twice")
+    return Parameter(name=name, type="categorical", choices=plain, when=_when(when))
+
+
+def _numeric(name: str, kind: Any, entry: Mapping[str, Any], field: configuration.Field, when: Any) -> Parameter:
+    if "choices" in entry:
+        raise ConfigError("choices", f"belongs to type categorical; this one is {kind}")
+    number = int if kind == "int" else float
+    for key in ("low", "high"):
+        if entry.get(key) is None:
+            raise ConfigError(key, "missing; float and int have low and high")
+    low, high = (configuration.check(number, entry[key], key) for key in ("low", "high"))
+    for key, value in (("low", low), ("high", high)):
+        configuration.check(field.annotation, value, key)
+    log = configuration.check(bool, entry.get("log", False), "log")
+    step = configuration.check(number, entry["step"], "step") if entry.get("step") is not None else None
+    _check_range(low, high, log, step)
+    return Parameter(name=name, type=kind, low=low, high=high, log=log, step=step, when=_when(when))
+
+
+def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
+    if low > high:
+        raise ConfigError("low", f"{low} is above high {high}; swap them")
+    if low == high:
+        raise ConfigError("low", f"the range from {low} to {high} has one value; put it under fixed")
+    if log and low <= 0:
+        raise ConfigError("low", f"got {low}; a logarithmic scale needs more than 0")
+    if log and step is not None:
+        raise ConfigError("step", "not together with log")
+    if step is not None and (step <= 0 or step > high - low):
+        raise ConfigError("step", f"got {step}; expected more than 0 and at most {high - low}")
+
+
+def _when(when: Any) -> dict[str, Any]:
+    if not isinstance(when, Mapping):
+        raise ConfigError("when", f"expected {{parameter: value or list of values}}; got {when!r}")
+    flat = configuration.flatten(when)
+    return {name: tuple(wanted) if isinstance(wanted, list) else (wanted,) for name, wanted in flat.items()}
+
+
+def _check_when(parameter: Parameter, entries: Mapping[str, Any], order: list[str]) -> None:
+    for parent in parameter.when:
+        key = f"parameters.{parameter.name}.when"
+        if parent not in entries:
+            raise _located(key, _raise, configuration.unknown_key(parent, entries))
+        if order.index(parent) >= order.index(parameter.name):
+            raise ConfigError(key, f"{parent!r} must stand above {parameter.name!r}")
+
+
+def _try_values(parameter: Parameter, config: Any) -> None:
+    """Refuse a bound or choice that the Config itself refuses, each beside the defaults of all others."""
+    ends = parameter.choices or (parameter.low, parameter.high)
+    keys = [f"choices[{index}]" for index in range(len(ends))] if parameter.choices else ["low", "high"]
+    problems = []
+    for key, value in zip(keys, ends, strict=True):
+        try:
+            configuration.replace(config, {parameter.name: value})
+        except ConfigError as error:
+            problems.append(ConfigError(f"parameters.{parameter.name}.{key}", error.problem))
+    # One end alone may be fine beside other values; that is what constraints and refused trials are for.
+    if len(problems) == len(ends):
+        raise problems[0]
+
+
+def _constraints(content: Any, config_class: type, parameters: tuple[Parameter, ...]) -> tuple[str, ...]:
+    constraints = content or []
+    if not isinstance(constraints, list) or not all(isinstance(item, str) for item in constraints):
+        raise ConfigError("constraints", f"expected a list of texts such as 'a.b * 2 <= c'; got {content!r}")
+    values = {name: field.default for name, field in configuration.fields(config_class).items()}
+    values.update({parameter.name: (parameter.choices or (parameter.low,))[0] for parameter in parameters})
+    for index, constraint in enumerate(constraints):
+        try:
+            space.holds(constraint, values)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ConfigError(f"constraints[{index}]", str(error)) from error
+    return tuple(constraints)
+
+
+def _check_numbers(spec: SearchSpec) -> None:
+    search, stopping, promotion = spec.search, spec.stopping, spec.promotion
+    minima = {
+        "search.trials": (search.trials, 1),
+        "stopping.min_epochs": (stopping.min_epochs, 1),
+        "stopping.reduction": (stopping.reduction, 2),
+        "stopping.brackets": (stopping.brackets, 1),
+        "stopping.min_trials": (stopping.min_trials, 1),
+        "resources.max_attempts": (spec.resources.max_attempts, 1),
+        "promotion.k": (promotion.k, 1),
+        "promotion.seeds": (promotion.seeds, 1),
+        "promotion.epochs": (1 if promotion.epochs is None else promotion.epochs, 1),
+        "evaluation.keep_checkpoints": (spec.evaluation.keep_checkpoints, 1),
+        "resources.slots": (1 if spec.resources.slots == "auto" else spec.resources.slots, 1),
+    }
+    for key, (value, least) in minima.items():
+        if value < least:
+            raise ConfigError(key, f"got {value}; expected at least {least}")
+    for key, amount in (("search.wall_time_s", search.wall_time_s), ("search.slot_hours", search.slot_hours)):
+        if amount is not None and amount <= 0:
+            raise ConfigError(key, f"got {amount}; expected more than 0, or null for no limit")
+    if len(spec.objectives) > 1 and search.sampler == "cmaes":
+        raise ConfigError("search.sampler", "cmaes knows one objective; use tpe, gp or nsga2")
+    if search.sampler == "grid" and (endless := [p.name for p in spec.parameters if space.grid_values(p) is None]):
+        raise ConfigError("search.sampler", f"grid needs choices or a step for {', '.join(endless)}")
+    if search.sampler == "grid" and (conditional := [p.name for p in spec.parameters if p.when]):
+        raise ConfigError("search.sampler", f"grid knows no conditional parameters ({', '.join(conditional)}); use tpe")
+    if spec.resources.cpus_per_slot <= 0:
+        raise ConfigError("resources.cpus_per_slot", f"got {spec.resources.cpus_per_slot}; expected more than 0")

@@ -1,0 +1,348 @@
+"""The study: Optuna's journal in the study's folder, the only record of what was tried, written by one process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from configuration import ConfigError
+from search import rules, samplers, space
+from search.record import State, StudyPaths, TrialRecord
+from search.spec import SearchSpec
+from search.spec_file import config_values
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+REFUSALS = 1000
+"""Configurations in a row that constraints may refuse before the search gives up."""
+
+
+class StudyError(ValueError):
+    """A study that cannot be used: who holds it, or what differs, and what to do."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trial to run: everything that a slot needs, as plain data."""
+
+    number: int
+    config: Mapping[str, Any]
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ended, as its slot or the driver saw it."""
+
+    state: State
+    reason: str
+    epochs: Mapping[int, tuple[float, ...]]
+    best_epoch: int | None = None
+    metrics: Mapping[str, float] | None = None
+    checkpoint: str | None = None
+    checkpoint_sha256: str | None = None
+    attempts: int = 1
+    slot_s: float = 0.0
+
+
+class Study:
+    """What was tried and what it gave. Not safe for several writers: hold the lease.
+
+    Args:
+        paths: where the study lies.
+        spec: the search space.
+        name: of the Optuna study inside the journal; a promotion trains under a name of its own.
+        trials: folder of the trials below the study's folder.
+    """
+
+    def __init__(self, paths: StudyPaths, spec: SearchSpec, name: str | None = None, trials: str = "trials") -> None:
+        _mend_journal(paths.journal)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = JournalStorage(JournalFileBackend(str(paths.journal), lock_obj=_HeldLease()))
+        directions = [_DIRECTIONS[objective.mode] for objective in spec.objectives]
+        self.paths, self.spec, self.name, self._folder = paths, spec, name or spec.name, trials
+        self.optuna = optuna.create_study(
+            storage=storage, study_name=self.name, directions=directions, load_if_exists=True
+        )
+        self.history: dict[int, dict[int, tuple[float, ...]]] = {}
+        self._trials: dict[int, optuna.trial.Trial] = {}
+        self._again: list[Task] = []
+        self._counted = 0
+        self._reconcile()
+
+    def enqueue(self, params: Mapping[str, Any], note: str, overrides: Mapping[str, Any] | None = None) -> None:
+        """Have a trial with these values asked before any other, unless the same note was enqueued before."""
+        if note in {trial.user_attrs.get("note") for trial in self._frozen()}:
+            return
+        stored = {name: space.encode(value) for name, value in params.items()}
+        self.optuna.enqueue_trial(stored, user_attrs={"note": note, "overrides": dict(overrides or {})})
+
+    def ask(self) -> Task | None:
+        """Return the next trial to run: one that was in flight, or a new one; None once the trials are used up."""
+        if self._again:
+            return self._again.pop(0)
+        for _ in range(REFUSALS):
+            if self._counted >= self.spec.search.trials and not self._waiting():
+                return None
+            task = self._ask_new()
+            if task is not None:
+                return task
+        raise StudyError(f"{REFUSALS} configurations in a row broke a constraint; loosen constraints: or the ranges")
+
+    def report(self, number: int, epoch: int, values: tuple[float, ...]) -> rules.Verdict:
+        """Record the objectives after an epoch and return whether the trial ends early."""
+        self.history.setdefault(number, {})[epoch] = values
+        return rules.judge(self.spec.stopping, self.spec.objectives, self.history, number, epoch)
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Record how a trial ended; a trial that has ended already stays as it is."""
+        frozen = self._frozen()[number]
+        if frozen.state.is_finished():
+            return
+        trial = self._trials.pop(number, None) or optuna.trial.Trial(self.optuna, frozen._trial_id)
+        self.history[number] = {**self.history.get(number, {}), **outcome.epochs}
+        self._report_epochs(trial, outcome.epochs)
+        for key, value in _attributes(outcome).items():
+            trial.set_user_attr(key, value)
+        values, state = None, _OPTUNA_STATES[outcome.state]
+        if outcome.state == "complete" and outcome.best_epoch is not None:
+            values = list(outcome.epochs[outcome.best_epoch])
+        self.optuna.tell(trial, values, state=state, skip_if_finished=True)
+
+    def forget_checkpoint(self, number: int) -> None:
+        """Delete the checkpoints of a trial; its numbers stay."""
+        shutil.rmtree(self.trial_folder(number) / "checkpoints", ignore_errors=True)
+
+    def trial_folder(self, number: int) -> Path:
+        """Return the folder of one trial."""
+        return self.paths.folder / self._folder / str(number)
+
+    def record(self, number: int) -> TrialRecord:
+        """Return one trial that was not refused."""
+        record = self._record(self._frozen()[number])
+        assert record is not None
+        return record
+
+    def records(self) -> list[TrialRecord]:
+        """Return all trials, refused ones left out, in order of their numbers."""
+        return [record for trial in self._frozen() if (record := self._record(trial)) is not None]
+
+    def left(self) -> int:
+        """Return how many trials are still to run, those included that an earlier process left in flight."""
+        return len(self._again) + max(0, self.spec.search.trials - self._counted)
+
+    def _ask_new(self) -> Task | None:
+        number = len(self._frozen())
+        self.optuna.sampler = samplers.make(self.spec, number)
+        trial = self.optuna.ask()
+        params = self._suggest(trial)
+        seed = samplers.trial_seed(self.spec.search.seed, trial.number)
+        try:
+            config = self._config(params, trial.user_attrs, seed)
+        except ConfigError as error:
+            self._refuse(trial, str(error))
+            return None
+        trial.set_user_attr("seed", config["seed"])
+        self._trials[trial.number] = trial
+        self._counted += 1
+        return Task(trial.number, config, params)
+
+    def _suggest(self, trial: optuna.trial.Trial) -> dict[str, Any]:
+        params: dict[str, Any] = {}
+        for parameter in self.spec.parameters:
+            if space.applies(parameter, params):
+                stored = space.suggest(trial, parameter)
+                params[parameter.name] = space.decode(parameter, stored)
+        return params
+
+    def _config(self, params: Mapping[str, Any], attributes: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        overrides = attributes.get("overrides", {})
+        seeded = {} if "seed" in self.spec.fixed else {"seed": seed}
+        values = config_values(self.spec, {**seeded, **params, **overrides})
+        for constraint in self.spec.constraints:
+            if not space.holds(constraint, values):
+                raise ConfigError("constraints", f"{constraint} does not hold")
+        return values
+
+    def _refuse(self, trial: optuna.trial.Trial, reason: str) -> None:
+        trial.set_user_attr("refused", reason)
+        self.optuna.tell(trial, state=TrialState.PRUNED)
+
+    def _report_epochs(self, trial: optuna.trial.Trial, epochs: Mapping[int, tuple[float, ...]]) -> None:
+        if len(self.spec.objectives) > 1:
+            trial.set_user_attr("epochs", {str(epoch): list(values) for epoch, values in epochs.items()})
+            return
+        for epoch, (value,) in sorted(epochs.items()):
+            trial.report(value, epoch)
+
+    def _reconcile(self) -> None:
+        """Settle what an earlier process left: tell what is committed, run again what was in flight."""
+        for trial in self._frozen():
+            if trial.state == TrialState.RUNNING:
+                self._settle(trial)
+            if trial.state != TrialState.WAITING and "refused" not in trial.user_attrs:
+                self._counted += 1
+            if trial.state.is_finished():
+                self.history[trial.number] = self._epochs(trial)
+
+    def _settle(self, trial: FrozenTrial) -> None:
+        params = {p.name: space.decode(p, trial.params[p.name]) for p in self.spec.parameters if p.name in trial.params}
+        whole = all(p.name in params for p in self.spec.parameters if space.applies(p, params))
+        outcome = read_outcome(self.trial_folder(trial.number))
+        if outcome is not None:
+            self.tell(trial.number, outcome)
+        elif not whole or "seed" not in trial.user_attrs:
+            self._refuse(optuna.trial.Trial(self.optuna, trial._trial_id), "the process ended while it was asked")
+            self._counted -= 1
+        else:
+            self._again.append(
+                Task(trial.number, self._config(params, trial.user_attrs, trial.user_attrs["seed"]), params)
+            )
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord | None:
+        attributes = trial.user_attrs
+        if "refused" in attributes:
+            return None
+        names = [parameter.name for parameter in self.spec.parameters if parameter.name in trial.params]
+        by_name = {parameter.name: parameter for parameter in self.spec.parameters}
+        return TrialRecord(
+            number=trial.number,
+            state=_STATES[trial.state],
+            params={name: space.decode(by_name[name], trial.params[name]) for name in names},
+            values=tuple(trial.values) if trial.state == TrialState.COMPLETE else None,
+            epochs=self._epochs(trial),
+            seed=attributes.get("seed", 0),
+            reason=attributes.get("reason", ""),
+            best_epoch=attributes.get("best_epoch"),
+            checkpoint=self._checkpoint(attributes),
+            checkpoint_sha256=attributes.get("checkpoint_sha256"),
+            attempts=attributes.get("attempts", 1),
+            slot_s=attributes.get("slot_s", 0.0),
+            started=trial.datetime_start,
+            finished=trial.datetime_complete,
+            metrics=attributes.get("metrics", {}),
+            note=attributes.get("note", ""),
+        )
+
+    def _checkpoint(self, attributes: Mapping[str, Any]) -> str | None:
+        path: str | None = attributes.get("checkpoint")
+        return path if path and (self.paths.folder / path).is_dir() else None
+
+    def _epochs(self, trial: FrozenTrial) -> dict[int, tuple[float, ...]]:
+        if len(self.spec.objectives) == 1:
+            return {epoch: (value,) for epoch, value in sorted(trial.intermediate_values.items())}
+        stored = trial.user_attrs.get("epochs", {})
+        return {int(epoch): tuple(values) for epoch, values in stored.items()}
+
+    def _waiting(self) -> bool:
+        return any(trial.state == TrialState.WAITING for trial in self._frozen())
+
+    def _frozen(self) -> list[FrozenTrial]:
+        return self.optuna.get_trials(deepcopy=False)
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """Return the committed outcome of a trial's folder, or None."""
+    try:
+        return outcome_from(json.loads((folder / RESULT).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def outcome_from(values: Mapping[str, Any]) -> Outcome:
+    """Return an outcome from plain data."""
+    epochs = {int(epoch): tuple(objectives) for epoch, objectives in values["epochs"].items()}
+    return Outcome(**{**values, "epochs": epochs})
+
+
+@contextmanager
+def lease(paths: StudyPaths) -> Iterator[None]:
+    """Hold the study for this process; the system gives it back when the process ends, however it ends.
+
+    Raises:
+        StudyError: if another process holds it, saying who.
+    """
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    with paths.lease.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise StudyError(
+                f"{paths.folder}: another search holds this study ({file.read().strip()}); "
+                "wait for it, stop it, or start a study of your own with --study NAME"
+            ) from error
+        file.seek(0)
+        file.truncate()
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
+        file.flush()
+        yield
+
+
+class _HeldLease(BaseJournalFileLock):
+    """No lock for the journal: its writer holds the study's lease, and a killed process leaves nothing behind."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def _mend_journal(path: Path) -> None:
+    """Cut what a killed process left half written: the journal is unreadable after one more append otherwise."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    while whole and not _is_json(whole[whole.rstrip(b"\n").rfind(b"\n") + 1 :]):
+        whole = whole[: whole.rstrip(b"\n").rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        logger.warning("%s: cut %d bytes that a killed process left half written", path, len(content) - len(whole))
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+            os.fsync(file.fileno())
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _attributes(outcome: Outcome) -> dict[str, Any]:
+    names = ("reason", "best_epoch", "checkpoint", "checkpoint_sha256", "attempts", "slot_s", "metrics")
+    found = {name: getattr(outcome, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+_DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
+_OPTUNA_STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}

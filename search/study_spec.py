@@ -1,0 +1,88 @@
+"""The spec as a study keeps it: every value, every version, the data's manifest; and whether another spec is the same."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import yaml
+
+from configuration import flatten
+from search import durable
+from search.record import StudyPaths
+from search.spec import SearchSpec
+from search.study import StudyError
+
+FREE = ("search.trials", "search.wall_time_s", "search.slot_hours", "resources", "promotion", "evaluation", "tracking")
+"""Parts that may change while a study goes on."""
+FROZEN = ("workload", "objectives", "parameters", "constraints", "fixed", "search", "stopping", "config", "data_sha256")
+PACKAGES = ("ray", "optuna", "torch", "torchvision", "timm", "numpy")
+SHOWN_DIFFERENCES = 5
+
+
+def write(paths: StudyPaths, spec: SearchSpec, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Write the resolved spec into the study's folder, the first time or with what may change.
+
+    Raises:
+        StudyError: if the folder belongs to another search, saying what differs and what to do.
+    """
+    content = resolved(spec, config, manifest)
+    if paths.spec.exists():
+        found = differences(yaml.safe_load(paths.spec.read_text()), content)
+        if found:
+            shown = "; ".join(found[:SHOWN_DIFFERENCES])
+            more = f"; and {len(found) - SHOWN_DIFFERENCES} more" if len(found) > SHOWN_DIFFERENCES else ""
+            raise StudyError(
+                f"{paths.folder}: made by another search: {shown}{more}; put the old values back, "
+                "or give this search a folder of its own with --study NAME"
+            )
+    durable.write_text(paths.spec, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def resolved(spec: SearchSpec, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything that a search depends on, as plain data."""
+    plain: dict[str, Any] = _plain(asdict(spec))
+    plain["parameters"] = {parameter.pop("name"): parameter for parameter in plain["parameters"]}
+    return {
+        **plain,
+        "config": _plain(dict(config)),
+        "data_sha256": manifest.get("sha256"),
+        "manifest": _plain(dict(manifest)),
+        "versions": versions(),
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two resolved specs in the parts that may not change, in words."""
+    before, after = _frozen(old), _frozen(new)
+    keys = dict.fromkeys([*before, *after])
+    return [
+        f"{key} was {before.get(key, 'absent')!r}, is now {after.get(key, 'absent')!r}"
+        for key in keys
+        if before.get(key, "absent") != after.get(key, "absent")
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _frozen(content: Mapping[str, Any]) -> dict[str, Any]:
+    flat = flatten({key: content.get(key) for key in FROZEN})
+    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{free}.") for free in FREE)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

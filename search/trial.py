@@ -1,0 +1,262 @@
+"""One trial in its folder: what a process that trains it reads and writes, and the outcome it commits.
+
+trials/<number>/config.json        every value of the workload's Config
+                attempt-1, -2      one for each process that took the trial; a later one supersedes an earlier
+                metrics.jsonl      a line for each epoch
+                checkpoints/       the newest two and the best, each sealed with a manifest
+                result.json        the committed outcome: whoever links it first, wins
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import math
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import configuration
+from search import durable, rules, workload
+from search.record import State
+from search.spec import Objective
+from search.study import RESULT, Outcome, read_outcome
+
+METRICS = "metrics.jsonl"
+POLL_S = 0.02
+"""Pause of a finished trial that is pulled again because it may not leave its slot yet."""
+KEPT = 2
+"""Newest checkpoints of a running trial that stay besides its best: one may be torn when the process is killed."""
+
+
+class TrialRun:
+    """One trial as it runs in a process: pulls epochs, keeps files, and ends in a committed outcome.
+
+    Args:
+        order: `number`, `workload`, `config`, `objectives` and `folder`, as plain data.
+    """
+
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self.folder = Path(order["folder"])
+        self.number: int = order["number"]
+        self.config: dict[str, Any] = dict(order["config"])
+        self.objectives = [Objective(**objective) for objective in order["objectives"]]
+        self.started = time.time()
+        self.committed = read_outcome(self.folder)
+        if self.committed is None:
+            self._begin(order["workload"])
+
+    def _begin(self, name: str) -> None:
+        self.checkpoints = self.folder / "checkpoints"
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.attempt = _claim(self.folder)
+        if self.attempt == 1:
+            durable.write_json(self.folder / "config.json", self.config)
+        self.resume = _newest(self.checkpoints)
+        self.rows = self._rows_until(_epoch_of(self.resume) if self.resume else 0)
+        self.workload = workload.load(name)
+        self.epochs: Iterator[Any] | None = None
+
+    def step(self) -> tuple[int, dict[str, float], Outcome | None]:
+        """Pull one epoch; return its number, its metrics, and the outcome if it was the last.
+
+        Raises:
+            MemoryError, or a device's own error: after the outcome is committed, so that the process is replaced.
+        """
+        if self.committed is not None:
+            time.sleep(POLL_S)
+            return _last_epoch(self.committed), {}, self.committed
+        try:
+            epoch = next(self._epochs(), None)
+            if epoch is None:
+                return _last_row(self.rows), {}, self._finish()
+            self._keep(epoch)
+            finished = epoch.number >= self.config["epochs"]
+            return epoch.number, dict(epoch.metrics), self._finish() if finished else None
+        except Superseded:
+            raise
+        except Exception as error:
+            outcome = self._commit(self._failure(error))
+            if is_unhealthy(error):
+                raise
+            return _last_row(self.rows), {}, outcome
+
+    def close(self) -> None:
+        """Let go of everything that the trial held."""
+        epochs, self.epochs = getattr(self, "epochs", None), None
+        if epochs is not None and hasattr(epochs, "close"):
+            epochs.close()
+        gc.collect()
+
+    def _rows_until(self, epoch: int) -> list[dict[str, Any]]:
+        """Return the rows up to an epoch, and cut the file after them: what follows is trained again."""
+        rows = [row for row in read_rows(self.folder) if row["epoch"] <= epoch]
+        if self.attempt > 1:
+            durable.write_text(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+    def _epochs(self) -> Iterator[Any]:
+        if self.epochs is None:
+            self.epochs = iter(self.workload.train(configuration.build(self.workload.Config, self.config), self.resume))
+        return self.epochs
+
+    def _keep(self, epoch: Any) -> None:
+        """Write what the epoch gave, the checkpoint before the line that says it exists."""
+        _refuse_superseded(self.folder, self.attempt)
+        values = tuple(float(epoch.metrics[objective.metric]) for objective in self.objectives)
+        for objective, value in zip(self.objectives, values, strict=True):
+            if not math.isfinite(value):
+                raise ArithmeticError(f"{objective.metric} is {value} at epoch {epoch.number}")
+        _save(epoch, self.checkpoints)
+        seconds = time.time() - self.rows[-1]["time"] if self.rows else time.time() - self.started
+        row = {
+            "epoch": epoch.number,
+            "metrics": {name: float(value) for name, value in epoch.metrics.items()},
+            "seconds": round(seconds, 4),
+            "attempt": self.attempt,
+            "time": time.time(),
+        }
+        self.rows.append(row)
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._thin_out()
+
+    def _thin_out(self) -> None:
+        best = self._best()
+        for folder in _all_checkpoints(self.checkpoints)[:-KEPT]:
+            if _epoch_of(folder) != best:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _best(self) -> int | None:
+        return rules.best_epoch(_objective_values(self.rows, self.objectives), self.objectives)
+
+    def _finish(self) -> Outcome:
+        best = self._best()
+        if best is None:
+            return self._commit(self._outcome("failed", "the workload yielded no epoch"))
+        for folder in _all_checkpoints(self.checkpoints):
+            if _epoch_of(folder) != best:
+                shutil.rmtree(folder, ignore_errors=True)
+        last = self.rows[-1]["epoch"]
+        reason = "finished" if last >= self.config["epochs"] else f"the workload ended it after epoch {last}"
+        return self._commit(self._outcome("complete", reason))
+
+    def _failure(self, error: BaseException) -> Outcome:
+        kind = "non-finite: " if isinstance(error, ArithmeticError) else f"{type(error).__name__}: "
+        (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+        return self._outcome("failed", f"{kind}{error}")
+
+    def _outcome(self, state: State, reason: str) -> Outcome:
+        return dataclasses.replace(outcome_of(self.folder, self.objectives, state, reason), attempts=self.attempt)
+
+    def _commit(self, outcome: Outcome) -> Outcome:
+        durable.commit(self.folder / RESULT, asdict(outcome))
+        committed = read_outcome(self.folder)
+        assert committed is not None
+        self.committed = committed
+        return committed
+
+
+class Superseded(RuntimeError):
+    """Another process took this trial over; this one must not write any more."""
+
+
+def outcome_of(folder: Path, objectives: Sequence[Objective], state: State, reason: str) -> Outcome:
+    """Return the outcome that a trial's folder shows, for whoever ends the trial: its slot, or the driver."""
+    rows = read_rows(folder)
+    epochs = _objective_values(rows, objectives)
+    best = rules.best_epoch(epochs, objectives)
+    checkpoint = folder / "checkpoints" / _name(best) if best is not None else None
+    sha256 = durable.seal_of(checkpoint) if checkpoint else None
+    return Outcome(
+        state=state,
+        reason=reason,
+        epochs=epochs,
+        best_epoch=best,
+        metrics=next((row["metrics"] for row in rows if row["epoch"] == best), None),
+        checkpoint=str(checkpoint.relative_to(folder.parent.parent)) if checkpoint and sha256 else None,
+        checkpoint_sha256=sha256,
+        attempts=max(1, _attempts(folder)),
+        slot_s=round(sum(row["seconds"] for row in rows), 4),
+    )
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the epochs of a trial, the later line of a repeated epoch, torn lines left out."""
+    rows: dict[int, dict[str, Any]] = {}
+    if (folder / METRICS).exists():
+        for line in (folder / METRICS).read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            rows[row["epoch"]] = row
+    return [row for _, row in sorted(rows.items())]
+
+
+def is_unhealthy(error: BaseException) -> bool:
+    """Return whether a process should not be trusted with another trial: out of memory, or a device error."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    device = isinstance(error, RuntimeError) and any(word in str(error) for word in ("CUDA", "cuDNN", "NCCL", "HIP"))
+    return bool(names & {"MemoryError", "OutOfMemoryError", "AcceleratorError"}) or device
+
+
+def _objective_values(rows: list[dict[str, Any]], objectives: Sequence[Objective]) -> dict[int, tuple[float, ...]]:
+    return {row["epoch"]: tuple(row["metrics"][objective.metric] for objective in objectives) for row in rows}
+
+
+def _attempts(folder: Path) -> int:
+    return len(list(folder.glob("attempt-*")))
+
+
+def _claim(folder: Path) -> int:
+    """Return the number of this attempt; a process that made an earlier one is superseded from now on."""
+    attempt = _attempts(folder) + 1
+    (folder / f"attempt-{attempt}").touch(exist_ok=False)
+    return attempt
+
+
+def _refuse_superseded(folder: Path, attempt: int) -> None:
+    if (folder / f"attempt-{attempt + 1}").exists():
+        raise Superseded(f"{folder}: attempt {attempt + 1} has taken over")
+
+
+def _save(epoch: Any, checkpoints: Path) -> None:
+    folder = checkpoints / _name(epoch.number)
+    shutil.rmtree(folder, ignore_errors=True)
+    epoch.save(folder)
+    durable.seal(folder)
+
+
+def _newest(checkpoints: Path) -> Path | None:
+    """Return the newest checkpoint that is whole, and delete the newer ones that are not."""
+    for folder in reversed(_all_checkpoints(checkpoints)):
+        if durable.sealed(folder):
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _all_checkpoints(checkpoints: Path) -> list[Path]:
+    return sorted(checkpoints.glob("epoch-*"), key=_epoch_of)
+
+
+def _name(epoch: int) -> str:
+    return f"epoch-{epoch:04d}"
+
+
+def _epoch_of(folder: Path) -> int:
+    return int(folder.name.partition("-")[2])
+
+
+def _last_epoch(outcome: Outcome) -> int:
+    return max(outcome.epochs, default=0)
+
+
+def _last_row(rows: list[dict[str, Any]]) -> int:
+    return rows[-1]["epoch"] if rows else 0
