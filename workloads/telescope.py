@@ -102,6 +102,8 @@ class Config(TrainingConfig):
     """What is made small."""
     threshold: float = 0.5
     """Probability above which a class is called."""
+    overlay_threshold: float | None = None
+    """The same for drawn composites, which print it; null: as in the metrics."""
     include_placeholder: bool = False
     """noEL: count the placeholder channel in all means, as the original did; its IoU is 0."""
     lr_schedule: Literal["none", "plateau", "cosine", "warmup_cosine", "onecycle", "restarts", "poly"] = "plateau"
@@ -129,8 +131,9 @@ class Config(TrainingConfig):
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected {least} or more")
         if not 0 <= self.p_drop < 1:
             raise ValueError(f"p_drop: got {self.p_drop}; expected 0 or more, and less than 1")
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold: got {self.threshold}; expected between 0 and 1")
+        for name in ("threshold", "overlay_threshold"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected between 0 and 1")
         if self.loss.ce:
             raise ValueError(f"loss.ce: got {self.loss.ce}; classes may share a pixel, so set it to 0 and use loss.bce")
 
@@ -433,8 +436,9 @@ def _draw(
         )
     names = figures.CLASS_NAMES[config.variant]
     grid, scatter = out_dir / "predictions.png", out_dir / "examples.png"
-    drawing.prediction_grid(grid, examples, names, multilabel=True, thr=config.threshold)
-    figures.save_examples(scatter, examples, variant=config.variant, thr=config.threshold)
+    threshold = config.overlay_threshold or config.threshold
+    drawing.prediction_grid(grid, examples, names, multilabel=True, thr=threshold)
+    figures.save_examples(scatter, examples, variant=config.variant, thr=threshold)
     return [grid.name, scatter.name]
 
 
