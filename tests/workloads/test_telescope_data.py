@@ -258,6 +258,13 @@ def test_synthetic_data_is_announced_loudly(tmp_path, caplog):
     assert str(tmp_path) in found["warnings"][0]
 
 
+@pytest.mark.parametrize("variant", ["noEL", "withEL"])
+def test_the_default_synthetic_data_has_every_class_in_every_split(tmp_path, variant):
+    found = dataset.manifest(Data(cache=str(tmp_path)), variant)
+    assert len(found["warnings"]) == 1  # that it is synthetic
+    assert sum(found["samples"].values()) >= 250
+
+
 def simulated(root, colours):
     """Write pictures in the simulated layout, each mask of one colour in its first row, none elsewhere."""
     for kind in ("images", "masks"):

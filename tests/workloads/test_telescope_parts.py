@@ -66,6 +66,24 @@ def test_synthetic_folder_appears_whole_and_only_once(tmp_path):
     assert generator.ensure(Synthetic(samples=13), tmp_path) != first
 
 
+def test_a_maker_that_comes_second_takes_the_folder_of_the_first(tmp_path, monkeypatch):
+    config, whole = Synthetic(samples=12), generator.write
+
+    def overtaken(config, root):
+        whole(config, root)
+        whole(config, generator.folder(config, tmp_path))
+
+    monkeypatch.setattr(generator, "write", overtaken)
+    assert len(list(generator.ensure(config, tmp_path).rglob("*.png"))) > 12
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file: cannot write the synthetic pictures .* SEGMENTATION_CACHE"):
+        generator.ensure(Synthetic(samples=12), tmp_path / "file")
+
+
 def test_synthetic_refuses_too_few_samples():
     with pytest.raises(ValueError, match="samples: got 3; expected at least 12"):
         Synthetic(samples=3)

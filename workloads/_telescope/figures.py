@@ -14,6 +14,7 @@ Array = np.ndarray[Any, Any]
 
 LINE_COLOURS: tuple[Colour, ...] = ((31, 119, 180), (214, 39, 40), (255, 127, 14))
 """Cosmic ray, point source and electronic glitch as lines and dots, the original's choice: blue, red, orange."""
+MEAN_COLOUR: Colour = (64, 64, 64)
 PLACEHOLDER = "none (placeholder)"
 CLASS_NAMES: Mapping[str, tuple[str, str, str]] = {
     "noEL": ("CR", "PS", PLACEHOLDER),

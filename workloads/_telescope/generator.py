@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from segmentation.epoch import DataError
+
 Array = np.ndarray[Any, Any]
 
 FOLDERS = ("cosmic_ray", "point_source", "electronic_glitch")
@@ -70,19 +72,23 @@ def ensure(config: Synthetic, cache: Path) -> Path:
     """Return the folder with the pictures, made first if it is not there.
 
     It appears under its name only when it is whole, so a killed or a concurrent maker leaves nothing half done.
+
+    Raises:
+        DataError: if the cache folder cannot be written.
     """
     target = folder(config, cache)
     if target.is_dir():
         return target
     making = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(making, ignore_errors=True)
-    write(config, making)
     try:
+        write(config, making)
         making.rename(target)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(making, ignore_errors=True)
         if not target.is_dir():
-            raise
+            remedy = "set data.root to your own pictures, or SEGMENTATION_CACHE to a folder that can be written"
+            raise DataError(f"{cache}: cannot write the synthetic pictures ({error}); {remedy}") from error
     return target
 
 

@@ -19,7 +19,7 @@ from segmentation import checkpoints, figures, splits
 from segmentation.epoch import Epoch
 from segmentation.splits import Splits
 from workloads._telescope import runlog
-from workloads._telescope.figures import LINE_COLOURS
+from workloads._telescope.figures import LINE_COLOURS, MEAN_COLOUR
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def csv_scores(rows: Sequence[Row], variant: str) -> dict[str, Any]:
 def draw_curves(folder: Path, rows: Sequence[Row], variant: str) -> list[Path]:
     """Write loss_curve.png, iou_per_class.png and accuracy.png, and train_iou.png where that was recorded."""
     channels = {"iou_cr": "CR", "iou_ps": "PS", **({"iou_el": "EL"} if variant == "withEL" else {})}
-    colours = dict(zip(("iou_cr", "iou_ps", "iou_el"), LINE_COLOURS, strict=True))
+    colours = dict(zip(("iou_cr", "iou_ps", "iou_el"), LINE_COLOURS, strict=True)) | {"mean_iou": MEAN_COLOUR}
     loss = {"train_loss": "training", "val_loss": "validation"}
     # The accuracy of predicting nothing stands beside it, because background makes every accuracy look good.
     accuracy = {"acc": "validation", "acc_all_zero": "all zero"}
