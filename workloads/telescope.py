@@ -205,7 +205,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         if run:
             run.add(kept)
         yield kept
-    if run and run.rows:
+    if run and run.epoch:
         run.finish(_csv_settings(config, made, time.monotonic() - begun))
 
 
@@ -218,26 +218,18 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
     config, model, normaliser = load(checkpoint)
     samples, made = dataset.load(config.data, config.variant)
     dataset.refuse_seen(checkpoint, made)
-    device = next(model.parameters()).device
     with splits.test_split_open():
         indices = splits.indices(made, split)
-        found = evaluation.score_batches(
-            model,
-            batches(
-                samples, indices, batch_size=64, normalise=normaliser, shuffle=False, seed=0, epoch=0, device=device
-            ),
-            CHANNELS,
-            multilabel=True,
-            threshold=config.threshold,
-        )
+        found = _score(config, model, normaliser, samples, indices)
         drawn = _draw(config, model, normaliser, samples, indices, out_dir)
+    real = config.variant == "withEL" or config.include_placeholder
     scored = evaluation.evaluation(
         found,
         [made.groups[index] for index in found.index],
         channel_names(config),
         multilabel=True,
         convention=scores.CONVENTION,
-        excluded=[] if config.variant == "withEL" or config.include_placeholder else [PLACEHOLDER],
+        excluded=[] if real else [PLACEHOLDER],
         details={
             "split": split,
             "threshold": config.threshold,
@@ -413,6 +405,20 @@ def _csv_settings(config: Config, made: Splits, seconds: float) -> dict[str, Any
 def _warn_once(data: Data) -> None:
     """Warn of synthetic data once a process: a slot trains one trial after the other."""
     dataset.warn_if_synthetic(data)
+
+
+def _score(
+    config: Config,
+    model: nn.Module,
+    normaliser: normalisation.Normaliser,
+    samples: Samples,
+    indices: tuple[int, ...],
+) -> evaluation.ImageScores:
+    device = next(model.parameters()).device
+    found = batches(
+        samples, indices, batch_size=64, normalise=normaliser, shuffle=False, seed=0, epoch=0, device=device
+    )
+    return evaluation.score_batches(model, found, CHANNELS, multilabel=True, threshold=config.threshold)
 
 
 def _draw(

@@ -704,6 +704,12 @@ def test_a_resumed_run_keeps_its_curves_and_its_best(cache, tmp_path):
     assert float(row["best_val_iou"]) == max(row["mean_iou"] for row in rows)
 
 
+@pytest.mark.row("A21")
+def test_resuming_a_run_that_had_ended_logs_nothing_more(no_el):
+    assert list(telescope.train(no_el.config, resume=no_el.checkpoint)) == []
+    assert len(read_csv(no_el.out / "run_log_multilabel_noEL.csv")) == 1
+
+
 @pytest.mark.row("X7")
 def test_training_never_opens_a_test_sample(cache, monkeypatch):
     config = tiny(cache, epochs=1, train_iou=True)

@@ -32,6 +32,8 @@ class RunFolder:
     def __init__(self, folder: Path, variant: str, keep_last: int) -> None:
         self.folder, self.variant, self.keep_last = folder, variant, keep_last
         self.rows: list[Row] = []
+        self.epoch = 0
+        """The last epoch added; 0: none was, as where a run is resumed that had ended."""
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -49,6 +51,7 @@ class RunFolder:
         """Keep an epoch: `last` always, `best` where mean validation IoU is more than ever before."""
         best = all(epoch.metrics["mean_iou"] > row["mean_iou"] for row in self.rows)
         self.rows.append(dict(epoch.metrics))
+        self.epoch = epoch.number
         _write_text(self.history, json.dumps(self.rows))
         content = reference_checkpoint(epoch)
         for kind in ("last", "best") if best else ("last",):
@@ -60,10 +63,10 @@ class RunFolder:
     def finish(self, values: Mapping[str, Any]) -> list[Path]:
         """Append the run's CSV row, draw its curves, and return the files."""
         path = self.folder / runlog.FILES[self.variant]
-        run_id = runlog.append(path, self.variant, {**csv_scores(self.rows, self.variant), **values})
-        logger.info(
-            "run %d: %d epochs, best mean IoU %.3f, logged in %s", run_id, len(self.rows), _best(self.rows), path
+        run_id = runlog.append(
+            path, self.variant, {**csv_scores(self.rows, self.variant), "epochs": self.epoch, **values}
         )
+        logger.info("run %d: %d epochs, best mean IoU %.3f, logged in %s", run_id, self.epoch, _best(self.rows), path)
         return [path, *draw_curves(self.folder, self.rows, self.variant)]
 
 
@@ -100,7 +103,6 @@ def csv_scores(rows: Sequence[Row], variant: str) -> dict[str, Any]:
     names = names or {name: name for name in ("iou_cr", "iou_ps", "iou_el")}
     return {
         "timestamp": datetime.now().isoformat(sep=" ", timespec="seconds"),
-        "epochs": len(rows),
         "train_loss": last["train_loss"],
         "val_loss": last["val_loss"],
         "best_val_iou": _best(rows),
