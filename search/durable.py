@@ -4,24 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's content so that a reader sees the old or the new one, never a part."""
-    temporary = _temporary(path, text)
-    temporary.replace(path)
+def write(path: Path, content: str | bytes) -> Path:
+    """Replace a file's content so that a reader sees the old or the new one, even after a power cut; return path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _temporary(path, content).replace(path)
     _sync_folder(path.parent)
+    return path
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON like `write_text`."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True))
+def write_json(path: Path, value: Any) -> Path:
+    """Write a value as JSON like `write`, in the form that any reader takes."""
+    return write(path, json.dumps(plain(value), indent=1, sort_keys=True))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        ValueError: naming the file, if it holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); delete it and run the same command to make it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: got {type(content).__name__}; expected an object")
+    return content
+
+
+def plain(value: Any) -> Any:
+    """Return plain data with NaN and infinities as None, which JSON does not know, and tuples as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def commit(path: Path, value: Any) -> bool:
@@ -77,11 +104,11 @@ def sealed(folder: Path) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest() if whole else None
 
 
-def _temporary(path: Path, text: str) -> Path:
+def _temporary(path: Path, content: str | bytes) -> Path:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
     except OSError:

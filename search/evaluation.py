@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import ray
 
 from search import durable, workload
+from search.errors import EvaluationError
 from search.record import StudyPaths
 from search.spec import SearchSpec
 
@@ -33,10 +33,6 @@ class Candidate:
     checkpoint: str
     """Folder, relative to the study's."""
     sha256: str
-
-
-class EvaluationError(RuntimeError):
-    """A checkpoint that could not be evaluated."""
 
 
 def missing(paths: StudyPaths, candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -82,16 +78,7 @@ def _job(workload_name: str, study: str, plain: dict[str, Any]) -> None:
         "checkpoint_sha256": candidate.sha256,
         "split": "test",
     }
-    durable.write_json(folder / FILE, finite(content))
-
-
-def finite(value: Any) -> Any:
-    """Return plain data in which numbers that are not finite are None, as JSON knows none."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    durable.write_json(folder / FILE, content)
 
 
 def _done(paths: StudyPaths, candidate: Candidate) -> str | None:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
@@ -29,9 +30,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from search import trial
+from search.errors import DiskError, SearchError, disk_error, is_disk
 from search.record import TrialRecord
 from search.slot import Slot
-from search.study import Outcome, Study, StudyError, Task, outcome_from
+from search.study import Outcome, Study, Task, outcome_from
 
 logger = logging.getLogger(__name__)
 
@@ -135,15 +137,29 @@ class Director:
     def ended(self, trial_id: str, outcome_json: str | None, crashed: bool) -> None:
         """Tell the study how a trial ended: by itself, by a verdict, or with its process."""
         task = self.running.pop(trial_id, None)
-        if task is None:
-            return
+        if task is None or isinstance(self.broken, DiskError):
+            return  # Untold, the trial goes on at the next start; a journal that could not be written is not touched.
         outcome = self._outcome(task.number, outcome_json, crashed)
         self._crashes = self._crashes + 1 if crashed else 0
         if self._crashes == CRASHES:
-            self.broken = StudyError(f"{CRASHES} trials in a row could not be run; the last said: {self.crash}")
+            self.broken = SearchError(f"{CRASHES} trials in a row could not be run; the last said: {self.crash}")
         self._trial_s = time.monotonic() - self._started.pop(task.number)
-        self.study.tell(task.number, outcome)
-        self.listener.trial_ended(self.study.record(task.number))
+        with self._minding_the_disk():
+            self.study.tell(task.number, outcome)
+            self.listener.trial_ended(self.study.record(task.number))
+
+    def halt(self, reason: str) -> None:
+        """Start nothing more: a slot found the disk full."""
+        self.broken = self.broken or DiskError(reason)
+
+    @contextlib.contextmanager
+    def _minding_the_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not is_disk(error):
+                raise
+            self.broken = disk_error(error, error.filename or self.study.paths.folder)
 
     def may_leave(self, starting: bool) -> bool:
         """Return whether a finished trial may give its slot back now.
@@ -214,7 +230,7 @@ class _Questions(_InDriver, Searcher):
         try:
             task = director.next_task(trial_id)
         except Exception as error:  # Tune would log it and ask for ever
-            director.broken = error
+            director.broken = disk_error(error, director.study.paths.folder) if is_disk(error) else error
             task = None
         return _order(director.study, task) if task is not None else Searcher.FINISHED
 
@@ -245,6 +261,9 @@ class _Verdicts(_InDriver, FIFOScheduler):
         self.director = director
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "halt" in result:
+            self.director.halt(result["halt"])
+            return TrialScheduler.STOP
         metrics = json.loads(result["metrics_json"])
         stop = bool(metrics) and self.director.judge(trial.trial_id, result["epoch"], metrics)
         if "outcome_json" in result:
@@ -274,6 +293,7 @@ def _order(study: Study, task: Task) -> dict[str, Any]:
         "config": dict(task.config),
         "objectives": [asdict(objective) for objective in study.spec.objectives],
         "folder": str(study.trial_folder(task.number).absolute()),
+        "tensorboard": study.spec.tracking.tensorboard,
     }
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from search.files import read_json, write_atomically
+from search import durable
 from search.ranking import ranked
 from search.record import StudyPaths, TrialRecord
 from search.spec import Objective, SearchSpec
@@ -57,12 +57,12 @@ class Row:
 
 def read_evaluations(paths: StudyPaths) -> list[dict[str, Any]]:
     """Return every evaluation.json of a study, in order of their names."""
-    return [read_json(path) for path in sorted(paths.evaluation("x").parent.glob("*/evaluation.json"))]
+    return [durable.read_json(path) for path in sorted(paths.evaluation("x").parent.glob("*/evaluation.json"))]
 
 
 def read_promotion(paths: StudyPaths) -> dict[str, Any]:
     """Return promotion.json, or one that promotes nobody."""
-    return read_json(paths.promotion) if paths.promotion.exists() else {"promoted": [], "incumbent": None}
+    return durable.read_json(paths.promotion) if paths.promotion.exists() else {"promoted": [], "incumbent": None}
 
 
 def headline(spec: SearchSpec) -> str:
@@ -156,7 +156,7 @@ def write_leaderboard(path: Path, table: Sequence[Row], spec: SearchSpec) -> Pat
     writer = csv.DictWriter(text, list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    return write_atomically(path, text.getvalue())
+    return durable.write(path, text.getvalue())
 
 
 def write_table(path: Path, records: Sequence[TrialRecord], spec: SearchSpec) -> Path:
@@ -167,7 +167,7 @@ def write_table(path: Path, records: Sequence[TrialRecord], spec: SearchSpec) ->
     table = pyarrow.table(_columns(records, spec.objectives, spec))
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(table, sink)
-    return write_atomically(path, sink.getvalue().to_pybytes())
+    return durable.write(path, sink.getvalue().to_pybytes())
 
 
 _EMPTY = Row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from search import rules
 from search.record import TrialRecord
 from search.spec import Objective
 
@@ -28,15 +29,9 @@ def pareto(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> l
     front: list[TrialRecord] = []
     # In rank order nobody is dominated by a later one, and domination is transitive: the front so far is enough.
     for record in ranked(records, objectives):
-        if not any(dominates(other, record, objectives) for other in front):
+        if not any(rules.dominates(_costs(other, objectives), _costs(record, objectives)) for other in front):
             front.append(record)
     return front
-
-
-def dominates(one: TrialRecord, other: TrialRecord, objectives: Sequence[Objective]) -> bool:
-    """Say whether one trial is at least as good in every objective and better in some."""
-    mine, theirs = _costs(one, objectives), _costs(other, objectives)
-    return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
 
 def _finished(record: TrialRecord) -> bool:
@@ -44,6 +39,5 @@ def _finished(record: TrialRecord) -> bool:
 
 
 def _costs(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """Return the values turned so that less is better."""
-    pairs = zip(record.values or (), objectives, strict=True)
-    return tuple(-value if objective.mode == "max" else value for value, objective in pairs)
+    assert record.values is not None
+    return rules.costs(record.values, objectives)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ def room() -> Room:
     import ray
 
     _connect()
-    total = ray.cluster_resources()
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return Room(total.get("CPU", 0.0), total.get("GPU", 0.0), "the cluster at present", grows=True)
 
 
@@ -52,7 +53,7 @@ class RaySession:
             num_gpus=int(self.room.gpus),
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
         )
 
@@ -66,7 +67,7 @@ def _own() -> bool:
 def _connect() -> None:
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True, **options)
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search import leaderboard, plots
-from search.files import plain_json, write_atomically
+from search import durable, leaderboard, plots
 from search.leaderboard import Interval, Row
 from search.plots import WORDS, show, show_score
 from search.ranking import best, pareto, ranked
@@ -107,7 +106,7 @@ def write(
         figures_json=_script_json(figures),
         plotly_js=offline.get_plotlyjs() if figures else "",
     )
-    return write_atomically(paths.report, page)
+    return durable.write(paths.report, page)
 
 
 def answer(
@@ -360,4 +359,4 @@ def _duration(seconds: float) -> str:
 
 def _script_json(value: Any) -> str:
     """Return JSON that can stand in a script element: nothing in it can close the element."""
-    return json.dumps(plain_json(value), allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    return json.dumps(durable.plain(value), allow_nan=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")

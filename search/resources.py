@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from search.spec import Resources, SpecError
+from search.errors import SpecError
+from search.spec import Resources
 
 
 @dataclass(frozen=True)

@@ -94,23 +94,24 @@ def rank(values: Mapping[int, tuple[float, ...]], objectives: Sequence[Objective
 
     Trials with a value that is not finite come last.
     """
-    signs = [1.0 if objective.mode == "min" else -1.0 for objective in objectives]
-    costs = {
-        n: tuple(s * v for s, v in zip(signs, vs, strict=True))
-        for n, vs in values.items()
-        if all(map(math.isfinite, vs))
-    }
+    costs_of = {n: costs(vs, objectives) for n, vs in values.items() if all(map(math.isfinite, vs))}
     order: list[int] = []
-    rest = dict(costs)
+    rest = dict(costs_of)
     while rest:
         front = (
             [n for n in rest if not any(dominates(rest[m], rest[n]) for m in rest)]
             if len(objectives) > 1
             else list(rest)
         )
-        order += sorted(front, key=lambda n: (costs[n], n))
+        order += sorted(front, key=lambda n: (costs_of[n], n))
         rest = {n: cost for n, cost in rest.items() if n not in front}
-    return order + sorted(n for n in values if n not in costs)
+    return order + sorted(n for n in values if n not in costs_of)
+
+
+def costs(values: tuple[float, ...], objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """Return the objectives turned so that less is better."""
+    pairs = zip(values, objectives, strict=True)
+    return tuple(-value if objective.mode == "max" else value for value, objective in pairs)
 
 
 def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

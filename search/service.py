@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import configuration
 from search import (
     durable,
+    epochs,
     evaluation,
     executor,
     leaderboard,
@@ -29,6 +30,7 @@ from search import (
     tracking,
     workload,
 )
+from search.errors import SpecError
 from search.evaluation import Candidate
 from search.progress import Progress
 from search.ray_session import RaySession
@@ -66,15 +68,18 @@ def plan(spec: SearchSpec, folder: Path) -> Plan:
     """Check a search against the machine and the data, and say what it would do; writes nothing but the data's cache.
 
     Raises:
-        SpecError: if the resources are not there.
-        ValueError: if the workload refuses the data, naming the file and the remedy.
+        SpecError: if the resources are not there, or the workload refuses the data.
+        TrackingError: if a logger is asked for and cannot be used.
     """
     tracking.check(spec.tracking)
     room = ray_session.room()
     slots = resources.slots(spec.resources, room)
     module = workload.load(spec.workload)
     config = configuration.build(module.Config, spec.fixed)
-    manifest = module.prepare(config)
+    try:
+        manifest = module.prepare(config)
+    except ValueError as error:  # the workload's own word for data that cannot be used
+        raise SpecError(str(error)) from error
     incumbent, notes = defaults(spec, configuration.to_values(config))
     name, why = samplers.choose(spec)
     return Plan(
@@ -179,13 +184,16 @@ class _Desk:
         metrics = workload.load(study.spec.workload).metrics
         config = workload.load(study.spec.workload).Config
         reported = metrics(configuration.build(config, study.spec.fixed))
-        tensorboard.experiment(study.paths.folder, study.spec, reported)
+        self.events = study.spec.tracking.tensorboard
+        if self.events:
+            tensorboard.experiment(study.paths.folder, study.spec, reported)
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
         self.progress.trial_started(number, params)
         folder = self.study.trial_folder(number)
         folder.mkdir(parents=True, exist_ok=True)
-        tensorboard.session_start(folder, number, params)
+        if self.events:
+            tensorboard.session_start(folder, number, params)
 
     def trial_epoch(self, number: int, epoch: int, values: tuple[float, ...], metrics: dict[str, float]) -> None:
         self.progress.trial_epoch(number, epoch, values, metrics)
@@ -193,12 +201,18 @@ class _Desk:
     def trial_ended(self, record: TrialRecord) -> None:
         self.progress.trial_ended(record)
         folder = self.study.trial_folder(record.number)
-        best = {
-            objective.metric: record.metrics[objective.metric] for objective in self.spec.objectives if record.metrics
-        }
-        tensorboard.session_end(folder, record.state, best, record.best_epoch)
+        if self.events:
+            best = {o.metric: record.metrics[o.metric] for o in self.spec.objectives if o.metric in record.metrics}
+            tensorboard.session_end(folder, record.state, best, record.best_epoch)
+        tracking.log_trial(
+            self.spec.tracking,
+            self.spec,
+            record,
+            epochs.read(folder),
+            [folder / "config.json", folder / epochs.FILE],
+            folder=self.study.paths.folder / "wandb",
+        )
         self._keep(record)
-        tracking.log_trial(self.spec, record, folder)
 
     def tick(self) -> None:
         self.progress.tick(time.monotonic())

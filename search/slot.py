@@ -13,6 +13,7 @@ from typing import Any
 
 from ray import tune
 
+from search.errors import DiskError
 from search.trial import TrialRun
 
 
@@ -33,7 +34,10 @@ class Slot(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Pull one epoch."""
-        epoch, metrics, outcome = self.run.step()
+        try:
+            epoch, metrics, outcome = self.run.step()
+        except DiskError as error:
+            return {"trial": self.run.number, "halt": str(error)}
         result: dict[str, Any] = {"trial": self.run.number, "epoch": epoch, "metrics_json": json.dumps(metrics)}
         if outcome is not None:
             self.run.close()

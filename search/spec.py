@@ -7,10 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
-class SpecError(ValueError):
-    """A search space that cannot be run: the message names the file, the key and the remedy."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """One number that the search makes better."""
@@ -119,8 +115,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Optional loggers that receive every finished trial."""
+    """TensorBoard, and optional loggers that receive every finished trial."""
 
+    tensorboard: bool = True
+    """Write TensorBoard events while trials run."""
     mlflow: str | None = None
     """MLflow tracking URI, such as file:./mlruns."""
     wandb: Literal["offline", "online"] | None = None

@@ -12,6 +12,7 @@ import yaml
 import configuration
 from configuration import ConfigError
 from search import space, workload
+from search.errors import SpecError
 from search.spec import (
     Evaluation,
     Objective,
@@ -20,7 +21,6 @@ from search.spec import (
     Resources,
     Search,
     SearchSpec,
-    SpecError,
     Stopping,
     Tracking,
 )

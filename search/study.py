@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from configuration import ConfigError
 from search import rules, samplers, space
+from search.errors import StudyError
 from search.record import State, StudyPaths, TrialRecord
 from search.spec import SearchSpec
 from search.spec_file import config_values
@@ -33,10 +34,6 @@ logger = logging.getLogger(__name__)
 RESULT = "result.json"
 REFUSALS = 1000
 """Configurations in a row that constraints may refuse before the search gives up."""
-
-
-class StudyError(ValueError):
-    """A study that cannot be used: who holds it, or what differs, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,8 @@ class Study:
         self.history: dict[int, dict[int, tuple[float, ...]]] = {}
         self._trials: dict[int, optuna.trial.Trial] = {}
         self._again: list[Task] = []
+        self._protected: set[int] = set()
+        """Trials that somebody enqueued: they run to their end, or there would be nothing to compare with."""
         self._counted = 0
         self._reconcile()
 
@@ -110,6 +109,8 @@ class Study:
     def report(self, number: int, epoch: int, values: tuple[float, ...]) -> rules.Verdict:
         """Record the objectives after an epoch and return whether the trial ends early."""
         self.history.setdefault(number, {})[epoch] = values
+        if number in self._protected:
+            return rules.GO_ON
         return rules.judge(self.spec.stopping, self.spec.objectives, self.history, number, epoch)
 
     def tell(self, number: int, outcome: Outcome) -> None:
@@ -161,6 +162,8 @@ class Study:
             self._refuse(trial, str(error))
             return None
         trial.set_user_attr("seed", config["seed"])
+        if "note" in trial.user_attrs:
+            self._protected.add(trial.number)
         self._trials[trial.number] = trial
         self._counted += 1
         return Task(trial.number, config, params)
@@ -200,6 +203,8 @@ class Study:
                 self._settle(trial)
             if trial.state != TrialState.WAITING and "refused" not in trial.user_attrs:
                 self._counted += 1
+            if "note" in trial.user_attrs:
+                self._protected.add(trial.number)
             if trial.state.is_finished():
                 self.history[trial.number] = self._epochs(trial)
 

@@ -1,4 +1,4 @@
-"""The spec as a study keeps it: every value, every version, the data's manifest; and whether another spec is the same."""
+"""The spec as a study keeps it: every value and version, the data's manifest; and whether another is the same."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import yaml
 
 from configuration import flatten
 from search import durable
+from search.errors import StudyError
 from search.record import StudyPaths
 from search.spec import SearchSpec
-from search.study import StudyError
 
 FREE = ("search.trials", "search.wall_time_s", "search.slot_hours", "resources", "promotion", "evaluation", "tracking")
 """Parts that may change while a study goes on."""
@@ -39,7 +39,7 @@ def write(paths: StudyPaths, spec: SearchSpec, config: Mapping[str, Any], manife
                 f"{paths.folder}: made by another search: {shown}{more}; put the old values back, "
                 "or give this search a folder of its own with --study NAME"
             )
-    durable.write_text(paths.spec, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    durable.write(paths.spec, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def resolved(spec: SearchSpec, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from search.files import read_epochs
+from search import epochs
 from search.record import State, StudyPaths, TrialRecord
 from search.spec import Parameter, SearchSpec
 
@@ -146,7 +146,7 @@ def rebuild(paths: StudyPaths, spec: SearchSpec, records: Sequence[TrialRecord])
 
     Pictures are not made again. Call it only while no trial runs: a running one has its file open.
     """
-    lines = {record.number: read_epochs(paths.trial(record.number)) for record in records}
+    lines = {record.number: epochs.read(paths.trial(record.number)) for record in records}
     names = dict.fromkeys(name for epochs in lines.values() for line in epochs for name in line.metrics)
     _remove_events(paths.folder)
     experiment(paths.folder, spec, names)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from search.files import EpochLine
+from search.epochs import EpochLine
+from search.errors import TrackingError
 from search.record import TrialRecord
 from search.spec import SearchSpec, Tracking
 from search.tensorboard import as_text
@@ -24,10 +25,6 @@ METRICS_A_BATCH = 1000
 PARAMS_A_BATCH = 100
 SECRET = re.compile(r"(?i)(^|[._-])(token|password|passwd|secret|credentials?|api_?key|access_?key)($|[._-])")
 HIDDEN = "(hidden)"
-
-
-class TrackingError(ValueError):
-    """A logger that is asked for and cannot be used; raised before the search starts."""
 
 
 def check(tracking: Tracking) -> None:

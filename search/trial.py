@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import math
 import shutil
 import time
@@ -22,23 +21,27 @@ from pathlib import Path
 from typing import Any
 
 import configuration
-from search import durable, rules, workload
+from search import durable, epochs, rules, workload
+from search.epochs import EpochLine
+from search.errors import disk_error, is_disk
 from search.record import State
 from search.spec import Objective
 from search.study import RESULT, Outcome, read_outcome
 
-METRICS = "metrics.jsonl"
 POLL_S = 0.02
 """Pause of a finished trial that is pulled again because it may not leave its slot yet."""
 KEPT = 2
 """Newest checkpoints of a running trial that stay besides its best: one may be torn when the process is killed."""
+PICTURES_S = 10.0
+"""Least time between two pictures of a trial's predictions in TensorBoard, besides that of its last epoch."""
 
 
 class TrialRun:
     """One trial as it runs in a process: pulls epochs, keeps files, and ends in a committed outcome.
 
     Args:
-        order: `number`, `workload`, `config`, `objectives` and `folder`, as plain data.
+        order: `number`, `workload`, `config`, `objectives`, `folder` and `tensorboard` (whether to write events), as
+            plain data.
     """
 
     def __init__(self, order: Mapping[str, Any]) -> None:
@@ -46,12 +49,18 @@ class TrialRun:
         self.number: int = order["number"]
         self.config: dict[str, Any] = dict(order["config"])
         self.objectives = [Objective(**objective) for objective in order["objectives"]]
-        self.started = time.time()
+        self.last = self.drawn = time.time()
         self.committed = read_outcome(self.folder)
+        self.disk: OSError | None = None
         if self.committed is None:
-            self._begin(order["workload"])
+            try:
+                self._begin(order["workload"], order["tensorboard"])
+            except OSError as error:
+                if not is_disk(error):
+                    raise
+                self.disk = error
 
-    def _begin(self, name: str) -> None:
+    def _begin(self, name: str, tensorboard: bool) -> None:
         self.checkpoints = self.folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.attempt = _claim(self.folder)
@@ -61,13 +70,25 @@ class TrialRun:
         self.rows = self._rows_until(_epoch_of(self.resume) if self.resume else 0)
         self.workload = workload.load(name)
         self.epochs: Iterator[Any] | None = None
+        self.events = self._open_events() if tensorboard else None
 
     def step(self) -> tuple[int, dict[str, float], Outcome | None]:
         """Pull one epoch; return its number, its metrics, and the outcome if it was the last.
 
         Raises:
             MemoryError, or a device's own error: after the outcome is committed, so that the process is replaced.
+            DiskError: without an outcome, since the trial did nothing wrong and will go on from its checkpoint.
         """
+        try:
+            return self._step()
+        except OSError as error:
+            if is_disk(error):
+                raise disk_error(error, error.filename or self.folder) from error
+            raise
+
+    def _step(self) -> tuple[int, dict[str, float], Outcome | None]:
+        if self.disk is not None:
+            raise self.disk
         if self.committed is not None:
             time.sleep(POLL_S)
             return _last_epoch(self.committed), {}, self.committed
@@ -75,12 +96,14 @@ class TrialRun:
             epoch = next(self._epochs(), None)
             if epoch is None:
                 return _last_row(self.rows), {}, self._finish()
-            self._keep(epoch)
             finished = epoch.number >= self.config["epochs"]
+            self._keep(epoch, finished)
             return epoch.number, dict(epoch.metrics), self._finish() if finished else None
         except Superseded:
             raise
         except Exception as error:
+            if is_disk(error):
+                raise
             outcome = self._commit(self._failure(error))
             if is_unhealthy(error):
                 raise
@@ -88,16 +111,24 @@ class TrialRun:
 
     def close(self) -> None:
         """Let go of everything that the trial held."""
-        epochs, self.epochs = getattr(self, "epochs", None), None
-        if epochs is not None and hasattr(epochs, "close"):
-            epochs.close()
+        pulled, self.epochs = getattr(self, "epochs", None), None
+        if pulled is not None and hasattr(pulled, "close"):
+            pulled.close()
+        events, self.events = getattr(self, "events", None), None
+        if events is not None:
+            events.close()
         gc.collect()
 
-    def _rows_until(self, epoch: int) -> list[dict[str, Any]]:
+    def _open_events(self) -> Any:
+        from search.tensorboard import Scalars
+
+        return Scalars(self.folder, _last_row(self.rows) + 1)
+
+    def _rows_until(self, epoch: int) -> list[EpochLine]:
         """Return the rows up to an epoch, and cut the file after them: what follows is trained again."""
-        rows = [row for row in read_rows(self.folder) if row["epoch"] <= epoch]
+        rows = [row for row in epochs.read(self.folder) if row.epoch <= epoch]
         if self.attempt > 1:
-            durable.write_text(self.folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+            epochs.rewrite(self.folder, rows)
         return rows
 
     def _epochs(self) -> Iterator[Any]:
@@ -105,7 +136,7 @@ class TrialRun:
             self.epochs = iter(self.workload.train(configuration.build(self.workload.Config, self.config), self.resume))
         return self.epochs
 
-    def _keep(self, epoch: Any) -> None:
+    def _keep(self, epoch: Any, finished: bool) -> None:
         """Write what the epoch gave, the checkpoint before the line that says it exists."""
         _refuse_superseded(self.folder, self.attempt)
         values = tuple(float(epoch.metrics[objective.metric]) for objective in self.objectives)
@@ -113,18 +144,30 @@ class TrialRun:
             if not math.isfinite(value):
                 raise ArithmeticError(f"{objective.metric} is {value} at epoch {epoch.number}")
         _save(epoch, self.checkpoints)
-        seconds = time.time() - self.rows[-1]["time"] if self.rows else time.time() - self.started
-        row = {
-            "epoch": epoch.number,
-            "metrics": {name: float(value) for name, value in epoch.metrics.items()},
-            "seconds": round(seconds, 4),
-            "attempt": self.attempt,
-            "time": time.time(),
-        }
+        now = time.time()
+        row = EpochLine(
+            epoch=epoch.number,
+            metrics={name: float(value) for name, value in epoch.metrics.items()},
+            seconds=round(now - self.last, 4),
+            attempt=self.attempt,
+            time=now,
+        )
+        self.last = now
         self.rows.append(row)
-        with (self.folder / METRICS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        epochs.append(self.folder, row)
         self._thin_out()
+        if self.events is not None:
+            self.events.write(epoch.number, row.metrics, now)
+            self._draw(self.events, epoch, finished)
+
+    def _draw(self, events: Any, epoch: Any, finished: bool) -> None:
+        """Show predictions in TensorBoard, now and then and at the end, where the workload draws any."""
+        if epoch.draw is None or not (finished or time.time() - self.drawn >= PICTURES_S):
+            return
+        self.drawn = time.time()
+        picture = self.folder / "predictions.png"
+        epoch.draw(picture)
+        events.image("predictions", picture, epoch.number)
 
     def _thin_out(self) -> None:
         best = self._best()
@@ -142,7 +185,7 @@ class TrialRun:
         for folder in _all_checkpoints(self.checkpoints):
             if _epoch_of(folder) != best:
                 shutil.rmtree(folder, ignore_errors=True)
-        last = self.rows[-1]["epoch"]
+        last = self.rows[-1].epoch
         reason = "finished" if last >= self.config["epochs"] else f"the workload ended it after epoch {last}"
         return self._commit(self._outcome("complete", reason))
 
@@ -168,35 +211,22 @@ class Superseded(RuntimeError):
 
 def outcome_of(folder: Path, objectives: Sequence[Objective], state: State, reason: str) -> Outcome:
     """Return the outcome that a trial's folder shows, for whoever ends the trial: its slot, or the driver."""
-    rows = read_rows(folder)
-    epochs = _objective_values(rows, objectives)
-    best = rules.best_epoch(epochs, objectives)
+    rows = epochs.read(folder)
+    values = _objective_values(rows, objectives)
+    best = rules.best_epoch(values, objectives)
     checkpoint = folder / "checkpoints" / _name(best) if best is not None else None
     sha256 = durable.seal_of(checkpoint) if checkpoint else None
     return Outcome(
         state=state,
         reason=reason,
-        epochs=epochs,
+        epochs=values,
         best_epoch=best,
-        metrics=next((row["metrics"] for row in rows if row["epoch"] == best), None),
+        metrics=next((row.metrics for row in rows if row.epoch == best), None),
         checkpoint=str(checkpoint.relative_to(folder.parent.parent)) if checkpoint and sha256 else None,
         checkpoint_sha256=sha256,
         attempts=max(1, _attempts(folder)),
-        slot_s=round(sum(row["seconds"] for row in rows), 4),
+        slot_s=round(sum(row.seconds for row in rows), 4),
     )
-
-
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the epochs of a trial, the later line of a repeated epoch, torn lines left out."""
-    rows: dict[int, dict[str, Any]] = {}
-    if (folder / METRICS).exists():
-        for line in (folder / METRICS).read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            rows[row["epoch"]] = row
-    return [row for _, row in sorted(rows.items())]
 
 
 def is_unhealthy(error: BaseException) -> bool:
@@ -206,8 +236,8 @@ def is_unhealthy(error: BaseException) -> bool:
     return bool(names & {"MemoryError", "OutOfMemoryError", "AcceleratorError"}) or device
 
 
-def _objective_values(rows: list[dict[str, Any]], objectives: Sequence[Objective]) -> dict[int, tuple[float, ...]]:
-    return {row["epoch"]: tuple(row["metrics"][objective.metric] for objective in objectives) for row in rows}
+def _objective_values(rows: Sequence[EpochLine], objectives: Sequence[Objective]) -> dict[int, tuple[float, ...]]:
+    return {row.epoch: tuple(row.metrics[objective.metric] for objective in objectives) for row in rows}
 
 
 def _attempts(folder: Path) -> int:
@@ -258,5 +288,5 @@ def _last_epoch(outcome: Outcome) -> int:
     return max(outcome.epochs, default=0)
 
 
-def _last_row(rows: list[dict[str, Any]]) -> int:
-    return rows[-1]["epoch"] if rows else 0
+def _last_row(rows: Sequence[EpochLine]) -> int:
+    return rows[-1].epoch if rows else 0

@@ -25,6 +25,8 @@ class Epoch:
     """Scalars under the names that the workload's `metrics(config)` promises; None is never among them."""
     save: Callable[[Path], None]
     """Write a self-describing checkpoint into this folder (made if missing). Valid until the next epoch is pulled."""
+    draw: Callable[[Path], None] | None = None
+    """Write a PNG picture of some validation predictions; where there is nothing to draw, None. Valid as long."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from search import tracking
-from search.files import EpochLine
+from search.epochs import EpochLine
 from search.record import TrialRecord
 from search.spec import Objective, SearchSpec, Tracking
 

@@ -1,0 +1,168 @@
+"""What a person reads before a search and after it, as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search import rules
+from search.leaderboard import Interval, Row
+from search.plots import show
+from search.spec import Objective, Parameter, SearchSpec
+from search.study import RESULT
+
+if TYPE_CHECKING:
+    from search.service import Plan
+
+SHOWN_PARAMETERS = 6
+
+
+def plan_text(plan: Plan) -> str:
+    """Return what a search would do: trials, slots, resources, what its budget buys, and where all of it goes."""
+    spec, room = plan.spec, plan.room
+    each = f"{spec.resources.cpus_per_slot:g} CPU, {spec.resources.gpus_per_slot:g} GPU"
+    samples = ", ".join(f"{count} {name}" for name, count in plan.manifest["samples"].items())
+    lines = {
+        "search": f"{spec.name}, workload {spec.workload}, in {plan.paths.folder}{_ended(plan)}",
+        "data": f"{samples}{'; SYNTHETIC' if plan.manifest.get('synthetic') else ''}",
+        "objective": ", ".join(map(_objective, spec.objectives)),
+        "parameters": "",
+        **{f"  {parameter.name}": _parameter(parameter) for parameter in spec.parameters},
+        "first trial": ", ".join(f"{name} {show(value)}" for name, value in plan.incumbent.items()),
+        "sampler": plan.sampler,
+        "stopping": _stopping(spec, plan.config["epochs"]),
+        "trials": _trials(plan),
+        "slots": f"{plan.slots} x ({each}) of {room.cpus:g} CPU, {room.gpus:g} GPU on {room.where}",
+        "budget": _budget(spec, plan.slots),
+        "promotion": _promotion(spec),
+    }
+    width = max(map(len, lines))
+    text = [f"{name:{width}}  {value}".rstrip() for name, value in lines.items() if value or name == "parameters"]
+    return "\n".join([*text, *(f"note: {note}" for note in plan.notes)])
+
+
+def result_text(plan: Plan, rows: Sequence[Row], promotion: Mapping[str, Any]) -> str:
+    """Return the leaderboard, why each promoted trial was promoted, and where everything is."""
+    why = [f"trial {item['trial']}: {item['why']}" for item in promotion["promoted"]]
+    places = {
+        "report": plan.paths.report,
+        "leaderboard": plan.paths.leaderboard,
+        "models": plan.paths.model("best").parent,
+        "TensorBoard": f"tensorboard --logdir {plan.paths.folder.parent}",
+    }
+    where = [f"{name:12} {_short(place)}" for name, place in places.items()]
+    return "\n".join([*_table(plan.spec, rows), "", *why, "", *where])
+
+
+def expected_epochs(spec: SearchSpec, epochs: int) -> int:
+    """Return how many epochs the trials take if asha lets one in `reduction` go on at each rung; all where it is off."""
+    trials = spec.search.trials
+    if spec.stopping.rule != "asha":
+        return trials * epochs
+    total, before, left = 0, 0, trials
+    for rung in rules.rungs(spec.stopping, 0, epochs):
+        total, before = total + left * (rung - before), rung
+        left = math.ceil(left / spec.stopping.reduction)
+    return total + left * (epochs - before)
+
+
+def _ended(plan: Plan) -> str:
+    count = sum(1 for _ in plan.paths.trial(0).parent.glob(f"*/{RESULT}"))
+    return f" ({count} trials have ended there)" if count else ""
+
+
+def _objective(objective: Objective) -> str:
+    return f"{objective.metric} {objective.mode}"
+
+
+def _parameter(parameter: Parameter) -> str:
+    when = "".join(f", when {name} is {' or '.join(map(show, wanted))}" for name, wanted in parameter.when.items())
+    if parameter.choices:
+        return f"one of {', '.join(map(show, parameter.choices))}{when}"
+    scale = ", log" if parameter.log else f", step {parameter.step:g}" if parameter.step is not None else ""
+    return f"{parameter.type} {show(parameter.low)} to {show(parameter.high)}{scale}{when}"
+
+
+def _stopping(spec: SearchSpec, epochs: int) -> str:
+    rule = spec.stopping
+    if rule.rule == "asha":
+        ladder = ", ".join(map(str, rules.rungs(rule, 0, epochs))) or "none below the last epoch"
+        return f"asha, rungs at epoch {ladder} of {epochs}; one in {rule.reduction} goes on"
+    return f"{rule.rule}, {epochs} epochs"
+
+
+def _trials(plan: Plan) -> str:
+    """Say how much work the trials are, and how long that takes for each second that an epoch takes."""
+    trials, epochs = plan.spec.search.trials, plan.config["epochs"]
+    most, likely = trials * epochs, expected_epochs(plan.spec, epochs)
+    return (
+        f"{trials} of at most {epochs} epochs: {most} epochs at the most, about {likely} with early stops; "
+        f"at 1 s an epoch {likely / plan.slots:.0f} s on {plan.slots} slots"
+    )
+
+
+def _budget(spec: SearchSpec, slots: int) -> str:
+    search, parts = spec.search, []
+    if search.wall_time_s is not None:
+        parts.append(
+            f"no new trial after {search.wall_time_s:g} s = {slots * search.wall_time_s / 3600:.2g} slot-hours"
+        )
+    if search.slot_hours is not None:
+        parts.append(
+            f"no new trial after {search.slot_hours:g} slot-hours = {3600 * search.slot_hours / slots:.0f} s on {slots} slots"
+        )
+    return "; ".join(parts)
+
+
+def _promotion(spec: SearchSpec) -> str:
+    rule = spec.promotion
+    who = f"the best {rule.k}" if rule.rule == "top_k" else f"the Pareto set, at most {rule.k}"
+    again = [f"for {rule.epochs} epochs"] * (rule.epochs is not None) + [f"with {rule.seeds} seeds"] * (rule.seeds > 1)
+    trained = f"; trained again {' and '.join(again)}" if again else ""
+    return f"{who}, and the first trial to compare with{trained}; evaluated on the test split"
+
+
+def _table(spec: SearchSpec, rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the leaderboard's lines, columns aligned."""
+    names = [parameter.name for parameter in spec.parameters][:SHOWN_PARAMETERS]
+    if not rows:
+        yield "no trial finished, so none was evaluated"
+        return
+    header = [
+        "rank",
+        "trial",
+        "role",
+        *(o.metric for o in spec.objectives),
+        f"test {rows[0].metric} [95 %]",
+        "vs first",
+    ]
+    cells = [[*header, *names], *([*_cells(row, spec), *(show(row.params.get(n, "")) for n in names)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        yield "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _cells(row: Row, spec: SearchSpec) -> list[str]:
+    validation = [_number(row.validation.get(objective.metric)) for objective in spec.objectives]
+    rank = "-" if row.rank is None else str(row.rank)
+    return [rank, row.name, row.role, *validation, _interval(row.test), _interval(row.difference, "+")]
+
+
+def _interval(score: Interval, sign: str = "") -> str:
+    if score.value is None:
+        return ""
+    around = f" [{score.low:{sign}.4f}, {score.high:{sign}.4f}]" if score.low is not None else ""
+    return f"{score.value:{sign}.4f}{around}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _short(place: Path | str) -> str:
+    """Return a path as a person would type it from here."""
+    if isinstance(place, Path) and place.is_absolute() and place.is_relative_to(Path.cwd()):
+        return str(place.relative_to(Path.cwd()))
+    return str(place)
