@@ -29,7 +29,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from search import trial
+from search import epochs, trial
 from search.errors import DiskError, SearchError, disk_error, is_disk
 from search.record import TrialRecord
 from search.slot import Slot
@@ -185,8 +185,10 @@ class Director:
         folder, objectives = self.study.trial_folder(number), self.study.spec.objectives
         if crashed:
             reason = f"its process died {self.study.spec.resources.max_attempts} times: {self.crash}"
-            return trial.outcome_of(folder, objectives, "failed", reason)
-        return trial.outcome_of(folder, objectives, "stopped", self._verdicts.pop(number, "stopped"))
+            return trial.commit(folder, trial.outcome_of(folder, objectives, "failed", reason))
+        return trial.commit(
+            folder, trial.outcome_of(folder, objectives, "stopped", self._verdicts.pop(number, "stopped"))
+        )
 
     def _take(self) -> Task | None:
         future, self._ahead = self._ahead, None
@@ -200,8 +202,22 @@ class Director:
             return None
         began = time.monotonic()
         task = self.study.ask()
+        while task is not None and (why := self._overdue(task)):
+            folder, objectives = self.study.trial_folder(task.number), self.study.spec.objectives
+            self.study.tell(task.number, trial.commit(folder, trial.outcome_of(folder, objectives, "stopped", why)))
+            self.listener.trial_ended(self.study.record(task.number))
+            task = self.study.ask()
         self._ask_s = time.monotonic() - began
         return task
+
+    def _overdue(self, task: Task) -> str:
+        """Say why a trial that an earlier process left should have been stopped by then; "" for all others."""
+        for row in epochs.read(self.study.trial_folder(task.number)):
+            values = tuple(row.metrics[objective.metric] for objective in self.study.spec.objectives)
+            verdict = self.study.report(task.number, row.epoch, values)
+            if verdict.stop:
+                return verdict.why
+        return ""
 
 
 class _InDriver:

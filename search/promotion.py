@@ -27,11 +27,9 @@ def promote(records: Sequence[TrialRecord], objectives: Sequence[Objective], rul
     if rule.rule == "pareto":
         return _front(able, objectives, rule.k)
     order = ranking.ranked(able, objectives)
-    metric, total = objectives[0].metric, len(records)
+    metric, total, finished = objectives[0].metric, len(records), sum(record.state == "complete" for record in records)
     return tuple(
-        Promoted(
-            record.number, f"{_place(place)} {metric} {_first(record):.4g} of {total} trials, {len(order)} finished"
-        )
+        Promoted(record.number, f"{_place(place)} {metric} {_first(record):.4g} of {total} trials, {finished} finished")
         for place, record in enumerate(order[: rule.k], start=1)
     )
 

@@ -149,6 +149,8 @@ def _search(plan: Plan, study: Study, session: RaySession, stream: TextIO) -> No
     """Run what is left of a study's trials."""
     may_start = _budget(study)
     if not study.left() or not may_start():
+        why = "all its trials have ended" if not study.left() else "its budget is used up"
+        stream.write(f"{study.name}: complete, {why}\n")
         return
     session.start()
     desk = _Desk(study, stream)

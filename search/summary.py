@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from search import rules
-from search.leaderboard import Interval, Row
+from search.leaderboard import Interval, Row, read_promotion
 from search.plots import show
 from search.spec import Objective, Parameter, SearchSpec
 from search.study import RESULT
@@ -43,10 +43,10 @@ def plan_text(plan: Plan) -> str:
     return "\n".join([*text, *(f"note: {note}" for note in plan.notes)])
 
 
-def result_text(plan: Plan, rows: Sequence[Row], promotion: Mapping[str, Any]) -> str:
+def result_text(plan: Plan, rows: Sequence[Row]) -> str:
     """Return the leaderboard, why each promoted trial was promoted, and where everything is."""
-    why = [f"trial {item['trial']}: {item['why']}" for item in promotion["promoted"]]
-    places = {
+    why = [f"trial {item['trial']}: {item['why']}" for item in read_promotion(plan.paths)["promoted"]]
+    places: dict[str, Path | str] = {
         "report": plan.paths.report,
         "leaderboard": plan.paths.leaderboard,
         "models": plan.paths.model("best").parent,
@@ -57,7 +57,7 @@ def result_text(plan: Plan, rows: Sequence[Row], promotion: Mapping[str, Any]) -
 
 
 def expected_epochs(spec: SearchSpec, epochs: int) -> int:
-    """Return how many epochs the trials take if asha lets one in `reduction` go on at each rung; all where it is off."""
+    """Return how many epochs all trials take, if asha lets one in `reduction` go on at each rung."""
     trials = spec.search.trials
     if spec.stopping.rule != "asha":
         return trials * epochs
@@ -106,13 +106,11 @@ def _trials(plan: Plan) -> str:
 def _budget(spec: SearchSpec, slots: int) -> str:
     search, parts = spec.search, []
     if search.wall_time_s is not None:
-        parts.append(
-            f"no new trial after {search.wall_time_s:g} s = {slots * search.wall_time_s / 3600:.2g} slot-hours"
-        )
+        hours = slots * search.wall_time_s / 3600
+        parts.append(f"no new trial after {search.wall_time_s:g} s = {hours:.2g} slot-hours")
     if search.slot_hours is not None:
-        parts.append(
-            f"no new trial after {search.slot_hours:g} slot-hours = {3600 * search.slot_hours / slots:.0f} s on {slots} slots"
-        )
+        seconds = 3600 * search.slot_hours / slots
+        parts.append(f"no new trial after {search.slot_hours:g} slot-hours = {seconds:.0f} s on {slots} slots")
     return "; ".join(parts)
 
 
@@ -130,14 +128,8 @@ def _table(spec: SearchSpec, rows: Sequence[Row]) -> Iterator[str]:
     if not rows:
         yield "no trial finished, so none was evaluated"
         return
-    header = [
-        "rank",
-        "trial",
-        "role",
-        *(o.metric for o in spec.objectives),
-        f"test {rows[0].metric} [95 %]",
-        "vs first",
-    ]
+    scores = [*(o.metric for o in spec.objectives), f"test {rows[0].metric} [95 %]", "vs first trial [95 %]"]
+    header = ["rank", "trial", "role", *scores]
     cells = [[*header, *names], *([*_cells(row, spec), *(show(row.params.get(n, "")) for n in names)] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:

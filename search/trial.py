@@ -198,15 +198,20 @@ class TrialRun:
         return dataclasses.replace(outcome_of(self.folder, self.objectives, state, reason), attempts=self.attempt)
 
     def _commit(self, outcome: Outcome) -> Outcome:
-        durable.commit(self.folder / RESULT, asdict(outcome))
-        committed = read_outcome(self.folder)
-        assert committed is not None
-        self.committed = committed
-        return committed
+        self.committed = commit(self.folder, outcome)
+        return self.committed
 
 
 class Superseded(RuntimeError):
     """Another process took this trial over; this one must not write any more."""
+
+
+def commit(folder: Path, outcome: Outcome) -> Outcome:
+    """Make an outcome durable and return it; where another was there before, that one."""
+    durable.commit(folder / RESULT, asdict(outcome))
+    committed = read_outcome(folder)
+    assert committed is not None
+    return committed
 
 
 def outcome_of(folder: Path, objectives: Sequence[Objective], state: State, reason: str) -> Outcome:
