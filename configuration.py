@@ -213,10 +213,14 @@ def _number_as_text(text: str) -> str:
     return f"{mantissa}e{exponent if exponent[0] in '+-' else '+' + exponent}"
 
 
+def presets(config_class: type) -> list[str]:
+    """Return the names that `preset` may have: the public class methods of a configuration class."""
+    members = vars(config_class).items()
+    return [name for name, member in members if isinstance(member, classmethod) and not name.startswith("_")]
+
+
 def _preset(config_class: type[T], name: Any) -> T:
-    names = [
-        key for key, member in vars(config_class).items() if isinstance(member, classmethod) and not key.startswith("_")
-    ]
+    names = presets(config_class)
     if name not in names:
         raise ConfigError(PRESET, f"got {name!r}; this workload has {', '.join(names) or 'none'}")
     made: T = getattr(config_class, name)()

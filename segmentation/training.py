@@ -302,7 +302,7 @@ def note(config: TrainingConfig, progress: Progress, metrics: Mapping[str, float
     """Count what the epoch's metrics mean for early stopping and for plateau.
 
     Raises:
-        KeyError: if the early-stop metric is not among them.
+        ValueError: if the early-stop metric is not among them.
     """
     if config.patience:
         _note_early_stop(config, progress, metrics)
@@ -313,7 +313,7 @@ def note(config: TrainingConfig, progress: Progress, metrics: Mapping[str, float
 def _note_early_stop(config: TrainingConfig, progress: Progress, metrics: Mapping[str, float]) -> None:
     name = config.early_stop_metric
     if name not in metrics:
-        raise KeyError(f"early_stop_metric: no metric {name!r}; this run reports {', '.join(metrics)}")
+        raise ValueError(f"early_stop_metric: got {name!r}; this run reports {', '.join(metrics)}")
     sign = 1 if name.endswith("loss") else -1
     value = metrics[name]
     if progress.best is None or sign * value < sign * progress.best - config.min_delta:

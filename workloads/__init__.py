@@ -4,7 +4,8 @@ A workload is a module, here or anywhere importable, with
 
     class Config                                  frozen dataclass of everything that can be set; Config.debug() is
                                                   seconds on the CPU, Config.reference() the original system's values
-    def metrics(config) -> dict[str, str]         what an epoch reports: name -> "max" or "min", whichever is better
+    def metrics(config) -> dict[str, str]         what an epoch reports: name -> "max" or "min", whichever is better;
+                                                  the first, never one of the training, chooses a run's best epoch
     def prepare(config) -> dict                   check the data and decode it once for this machine; returns the
                                                   manifest: {"sha256", "samples": {split: n}, "synthetic": bool,
                                                   "warnings": [...], ...}; raises segmentation.epoch.DataError

@@ -89,13 +89,13 @@ class Config(TrainingConfig):
     @classmethod
     def debug(cls) -> Config:
         """Return seconds on a CPU."""
-        return cls(epochs=2, lr=1e-2, network=Network(name="tinyunet", base=4))
+        return cls(epochs=2, lr=1e-2, threads=1, network=Network(name="tinyunet", base=4))
 
 
 def metrics(config: Config) -> dict[str, str]:
     """Return what an epoch reports and which way is better."""
     scores = evaluation.conventions(dataset.class_names(config.data), CONVENTION, multilabel=False)
-    return {"train_loss": "min", "val_loss": "min", **{f"val_{name}": "max" for name in scores}, "lr": "max"}
+    return {**{f"val_{name}": "max" for name in scores}, "val_loss": "min", "train_loss": "min", "lr": "max"}
 
 
 def prepare(config: Config) -> dict[str, Any]:

@@ -153,15 +153,15 @@ class Config(TrainingConfig):
     @classmethod
     def debug(cls) -> Config:
         """Return seconds on a CPU."""
-        return cls(epochs=2, base_c=4, data=Data(synthetic=Synthetic(samples=40)), lr=1e-2)
+        return cls(epochs=2, base_c=4, data=Data(synthetic=Synthetic(samples=40)), lr=1e-2, threads=1)
 
 
 def metrics(config: Config) -> dict[str, str]:
     """Return what an epoch reports and which way is better; the placeholder has no IoU unless it is asked for."""
+    means = ["mean_iou", "mean_dice", "mean_precision", "mean_recall", "acc", "acc_all_zero"]
     names = [f"iou_{name}" for name in counted(config)]
-    means = ["mean_iou", "mean_dice", "mean_precision", "mean_recall", "acc", "acc_all_zero", "lr"]
-    means += ["train_mean_iou"] * config.train_iou
-    return {"train_loss": "min", "val_loss": "min", **dict.fromkeys([*names, *means], "max")}
+    rest = ["train_mean_iou"] * config.train_iou + ["lr"]
+    return {**dict.fromkeys([*means, *names, *rest], "max"), "val_loss": "min", "train_loss": "min"}
 
 
 def prepare(config: Config) -> dict[str, Any]:

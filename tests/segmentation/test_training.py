@@ -251,7 +251,7 @@ def test_early_stop_on_a_score_wants_it_to_rise():
 
 
 def test_an_unknown_early_stop_metric_is_named():
-    with pytest.raises(KeyError, match=r"no metric 'f1'.*val_loss"):
+    with pytest.raises(ValueError, match=r"early_stop_metric: got 'f1'.*val_loss"):
         next(run(replace(QUICK, patience=1, early_stop_metric="f1")))
 
 

@@ -1,0 +1,217 @@
+"""Train, evaluate, predict or inspect one configuration of a workload: no search, no Ray.
+
+Results go to stdout, logs to stderr; the exit code is 0 when done, 1 when it failed, 2 for bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib.util
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import configuration
+import workloads
+from configuration import ConfigError
+from segmentation.epoch import DataError, Evaluation, NonFiniteError
+from workloads import WorkloadError, _run
+from workloads._run import RunError
+
+logger = logging.getLogger("workloads")
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+SPLITS = ("train", "validation", "test")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    given = _parse(arguments)
+    _log_to_stderr()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        given.run(given)
+        sys.stdout.flush()
+        return DONE
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, BAD_INPUT)
+    except (WorkloadError, ConfigError, DataError, RunError) as error:
+        return _fail(error, BAD_INPUT)
+    except ValueError as error:
+        if not _names_a_value(error, given.name):
+            raise
+        return _fail(error, BAD_INPUT)
+    except NonFiniteError as error:
+        return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; `train` goes on from its last whole epoch by --resume", INTERRUPTED)
+
+
+def list_(given: argparse.Namespace) -> None:
+    """Print the workloads, or what one of them can be told and what it reports."""
+    if given.name is None:
+        names = workloads.names()
+        width = max(map(len, names))
+        for name in names:
+            print(f"{name:{width}}  {_sentence(name)}")
+        return
+    workload = workloads.load(given.name)
+    config = configuration.build(workload.Config, _values(given))
+    print(_help(workload, config))
+
+
+def train(given: argparse.Namespace) -> None:
+    """Train one model and print the folder of its best checkpoint."""
+    workload = workloads.load(given.name)
+    start = _run.go_on if given.resume else _run.begin
+    run = start(_out(given), given.name, workload, _values(given), given.metric)
+    print(_run.train(run))
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    """Score a checkpoint and print a table; figures and evaluation.json go to the output folder."""
+    workload, checkpoint, out = workloads.load(given.name), _run.checkpoint(given.checkpoint), _out(given)
+    out.mkdir(parents=True, exist_ok=True)
+    evaluation = workload.evaluate(checkpoint, given.split, out)
+    content = {"checkpoint": str(checkpoint), "split": given.split, **dataclasses.asdict(evaluation)}
+    _run.write_json(out / "evaluation.json", content)
+    logger.info("%s on %s, %d groups; more in %s", checkpoint, given.split, len(evaluation.groups), out)
+    print(_table(evaluation))
+
+
+def predict(given: argparse.Namespace) -> None:
+    """Write a prediction for each image and print the paths."""
+    workload = workloads.load(given.name)
+    if not given.source.exists():
+        raise DataError(f"{given.source}: no such file or folder")
+    for path in workload.predict(_run.checkpoint(given.checkpoint), given.source, _out(given)):
+        print(path)
+
+
+def inspect(given: argparse.Namespace) -> None:
+    """Draw what the network will see and print the pictures' paths."""
+    workload = workloads.load(given.name)
+    config = configuration.build(workload.Config, _values(given))
+    for warning in workload.prepare(config)["warnings"]:
+        logger.warning("%s", warning)
+    for path in workload.inspect(config, _out(given)):
+        print(path)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m workloads", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for function in (list_, train, evaluate, predict, inspect):
+        name, text = function.__name__.rstrip("_"), function.__doc__
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=function)
+        nargs = "?" if function is list_ else None
+        command.add_argument("name", metavar="NAME", nargs=nargs, help="workload; `list` shows them")
+        if function in (list_, train, inspect):
+            text = "value of the workload's Config; preset=NAME starts from one of its presets"
+            command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+        else:
+            text = "folder of a checkpoint, a model or a run"
+            command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=text)
+        if function is not list_:
+            text = f"output folder (default: runs/NAME-{name})"
+            command.add_argument("--out", type=Path, metavar="FOLDER", help=text)
+    _add_own(commands.choices)
+    return parser.parse_args(arguments)
+
+
+def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
+    text = "what chooses the best epoch (default: the first that `list NAME` shows)"
+    commands["train"].add_argument("--metric", metavar="METRIC", help=text)
+    commands["train"].add_argument("--resume", action="store_true", help="go on from the last whole epoch in --out")
+    text = "what to score on (default: test)"
+    commands["evaluate"].add_argument("--split", choices=SPLITS, default="test", help=text)
+    commands["predict"].add_argument("source", metavar="IMAGES", type=Path, help="an image, or a folder of images")
+
+
+def _values(given: argparse.Namespace) -> dict[str, Any]:
+    return dict(map(configuration.parse_assignment, given.set))
+
+
+def _out(given: argparse.Namespace) -> Path:
+    out: Path = given.out or Path("runs") / f"{given.name}-{given.command}"
+    return out
+
+
+def _sentence(name: str) -> str:
+    """Return the first sentence of a workload's docstring; read, not imported, which is a hundred times quicker."""
+    spec = importlib.util.find_spec(f"{workloads.__name__}.{name}")
+    assert spec is not None and spec.origin is not None
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _help(workload: ModuleType, config: Any) -> str:
+    values, known = configuration.to_values(config), configuration.fields(workload.Config)
+    lines = [(workload.__doc__ or "").strip(), "", "values, as --set KEY=VALUE or in a search space:"]
+    for name, field in known.items():
+        value, default = (json.dumps(_run.plain(one), ensure_ascii=False) for one in (values[name], field.default))
+        lines.append(f"  {name} = {value}  ({configuration.type_name(field.annotation)}; default {default})")
+        lines += [f"      {line}" for line in field.help.splitlines()]
+    lines += ["", f"presets, as --set preset=NAME: {', '.join(configuration.presets(workload.Config))}"]
+    lines += ["", "metrics, the first of which chooses the best epoch:"]
+    reported = workload.metrics(config)
+    width = max(map(len, reported))
+    return "\n".join([*lines, *(f"  {name:{width}}  {mode}" for name, mode in reported.items())])
+
+
+def _table(evaluation: Evaluation) -> str:
+    rows = [("metric", "score", "95 % interval")]
+    for name, score in evaluation.metrics.items():
+        low, high = evaluation.intervals.get(name, (None, None))
+        interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+        rows.append((name, "undefined" if score is None else f"{score:.4f}", interval))
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(f"{name:{first}}  {score:>{second}}  {interval}".rstrip() for name, score, interval in rows)
+
+
+def _names_a_value(error: ValueError, workload: str | None) -> bool:
+    """Return whether an error is about a value of the configuration: `device: got ...`. Others are mistakes of ours."""
+    known = configuration.fields(workloads.load(workload).Config) if workload else {}
+    return str(error).partition(": ")[0] in known
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Once())
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+
+
+class _Once(logging.Filter):
+    """Let each warning pass once: a workload may log one that its manifest lists too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is new, or no warning."""
+        text = record.getMessage()
+        new = record.levelno < logging.WARNING or text not in self.said
+        self.said.add(text)
+        return new
+
+
+def _fail(problem: object, code: int) -> int:
+    print(f"python -m workloads: {problem}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
