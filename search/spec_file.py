@@ -36,6 +36,19 @@ SECTIONS: dict[str, type] = {
 }
 KEYS = ("workload", "data", "objective", "parameters", "constraints", "fixed", *SECTIONS)
 ATTRIBUTES = ("type", "low", "high", "log", "step", "choices", "when")
+MINIMA = {
+    "search.trials": 1,
+    "stopping.min_epochs": 1,
+    "stopping.reduction": 2,
+    "stopping.brackets": 1,
+    "stopping.min_trials": 1,
+    "resources.slots": 1,
+    "resources.max_attempts": 1,
+    "promotion.k": 1,
+    "promotion.epochs": 1,
+    "promotion.seeds": 1,
+    "evaluation.keep_checkpoints": 1,
+}
 MIB = 2**20
 
 
@@ -356,22 +369,11 @@ def _constraints(content: Any, config_class: type, parameters: tuple[Parameter, 
 
 
 def _check_numbers(spec: SearchSpec) -> None:
-    search, stopping, promotion = spec.search, spec.stopping, spec.promotion
-    minima = {
-        "search.trials": (search.trials, 1),
-        "stopping.min_epochs": (stopping.min_epochs, 1),
-        "stopping.reduction": (stopping.reduction, 2),
-        "stopping.brackets": (stopping.brackets, 1),
-        "stopping.min_trials": (stopping.min_trials, 1),
-        "resources.max_attempts": (spec.resources.max_attempts, 1),
-        "promotion.k": (promotion.k, 1),
-        "promotion.seeds": (promotion.seeds, 1),
-        "promotion.epochs": (1 if promotion.epochs is None else promotion.epochs, 1),
-        "evaluation.keep_checkpoints": (spec.evaluation.keep_checkpoints, 1),
-        "resources.slots": (1 if spec.resources.slots == "auto" else spec.resources.slots, 1),
-    }
-    for key, (value, least) in minima.items():
-        if value < least:
+    search = spec.search
+    for key, least in MINIMA.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(spec, section), name)
+        if isinstance(value, int) and value < least:
             raise ConfigError(key, f"got {value}; expected at least {least}")
     for key, amount in (("search.wall_time_s", search.wall_time_s), ("search.slot_hours", search.slot_hours)):
         if amount is not None and amount <= 0:

@@ -6,6 +6,12 @@ import importlib
 from types import ModuleType
 
 
+def names() -> list[str]:
+    """Return the workloads that come with this project."""
+    found: list[str] = importlib.import_module("workloads").names()
+    return found
+
+
 def load(name: str) -> ModuleType:
     """Return the workload's module; see `workloads` for what it offers.
 
