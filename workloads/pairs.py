@@ -174,7 +174,7 @@ def predict(checkpoint: Path, source: Path, out_dir: Path) -> list[Path]:
     written = []
     for path in [source] if source.is_file() else images.list_images(source):
         image = dataset.read_channels(path, channels)
-        seen = normaliser(torch.from_numpy(image)[None])[0]
+        seen = normaliser(torch.from_numpy(image.copy())[None])[0]
         probability = predict_tiles(
             model,
             seen.to(next(model.parameters()).device),
