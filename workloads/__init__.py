@@ -14,6 +14,8 @@ A workload is a module, here or anywhere importable, with
     def evaluate(checkpoint, split, out_dir)      score a checkpoint folder; returns segmentation.epoch.Evaluation
     def predict(checkpoint, source, out_dir)      write a prediction for each image in a file or folder; returns paths
     def inspect(config, out_dir)                  draw what the network will see; returns paths of the pictures
+
+Each makes `out_dir` if it is missing. `python -m workloads` is the way to use one without a search.
 """
 
 from __future__ import annotations

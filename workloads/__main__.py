@@ -82,7 +82,6 @@ def train(given: argparse.Namespace) -> None:
 def evaluate(given: argparse.Namespace) -> None:
     """Score a checkpoint and print a table; figures and evaluation.json go to the output folder."""
     workload, checkpoint, out = workloads.load(given.name), _run.checkpoint(given.checkpoint), _out(given)
-    out.mkdir(parents=True, exist_ok=True)
     evaluation = workload.evaluate(checkpoint, given.split, out)
     content = {"checkpoint": str(checkpoint), "split": given.split, **dataclasses.asdict(evaluation)}
     _run.write_json(out / "evaluation.json", content)

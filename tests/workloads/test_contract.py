@@ -79,7 +79,7 @@ def run(workload, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluation(workload, run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("evaluation")
+    out = tmp_path_factory.mktemp("evaluation") / "made" / "if missing"
     return workload.evaluate(run.checkpoint(EPOCHS), "test", out), out
 
 
