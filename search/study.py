@@ -71,6 +71,11 @@ class Study:
     """
 
     def __init__(self, paths: StudyPaths, spec: SearchSpec, name: str | None = None, trials: str = "trials") -> None:
+        if not paths.journal.exists() and any(paths.trial(0).parent.glob("*")):
+            raise StudyError(
+                f"{paths.journal}: gone, but its trials are there; put it back, "
+                "or start a study of your own with --study NAME"
+            )
         _mend_journal(paths.journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(paths.journal), lock_obj=_HeldLease()))
@@ -99,7 +104,7 @@ class Study:
         if self._again:
             return self._again.pop(0)
         for _ in range(REFUSALS):
-            if self._counted >= self.spec.search.trials and not self._waiting():
+            if not self._new_left():
                 return None
             task = self._ask_new()
             if task is not None:
@@ -148,7 +153,21 @@ class Study:
 
     def left(self) -> int:
         """Return how many trials are still to run, those included that an earlier process left in flight."""
-        return len(self._again) + max(0, self.spec.search.trials - self._counted)
+        return len(self._again) + self._new_left()
+
+    def in_flight(self) -> int:
+        """Return how many trials that an earlier process left in flight are still to be run again."""
+        return len(self._again)
+
+    def _new_left(self) -> int:
+        """Return how many trials are still to be asked: all that are enqueued, and as many as the spec wants."""
+        trials = self._frozen()
+        waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        wanted = max(0, self.spec.search.trials - self._counted)
+        if wanted:
+            asked = (trial.params for trial in trials if trial.state != TrialState.WAITING)
+            wanted = int(min(wanted, samplers.untried(self.spec, asked)))
+        return max(waiting, wanted)
 
     def _ask_new(self) -> Task | None:
         number = len(self._frozen())
@@ -181,7 +200,11 @@ class Study:
         seeded = {} if "seed" in self.spec.fixed else {"seed": seed}
         values = config_values(self.spec, {**seeded, **params, **overrides})
         for constraint in self.spec.constraints:
-            if not space.holds(constraint, values):
+            try:
+                holds = space.holds(constraint, values)
+            except (ValueError, TypeError, ArithmeticError) as error:
+                raise ConfigError("constraints", f"{constraint} cannot be computed: {error}") from error
+            if not holds:
                 raise ConfigError("constraints", f"{constraint} does not hold")
         return values
 
@@ -193,8 +216,10 @@ class Study:
         if len(self.spec.objectives) > 1:
             trial.set_user_attr("epochs", {str(epoch): list(values) for epoch, values in epochs.items()})
             return
+        known = self._frozen()[trial.number].intermediate_values  # of a process that was killed while it told
         for epoch, (value,) in sorted(epochs.items()):
-            trial.report(value, epoch)
+            if epoch not in known:
+                trial.report(value, epoch)
 
     def _reconcile(self) -> None:
         """Settle what an earlier process left: tell what is committed, run again what was in flight."""
@@ -256,9 +281,6 @@ class Study:
             return {epoch: (value,) for epoch, value in sorted(trial.intermediate_values.items())}
         stored = trial.user_attrs.get("epochs", {})
         return {int(epoch): tuple(values) for epoch, values in stored.items()}
-
-    def _waiting(self) -> bool:
-        return any(trial.state == TrialState.WAITING for trial in self._frozen())
 
     def _frozen(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)

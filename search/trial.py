@@ -98,7 +98,7 @@ class TrialRun:
                 return _last_row(self.rows), {}, self._finish()
             finished = epoch.number >= self.config["epochs"]
             self._keep(epoch, finished)
-            return epoch.number, dict(epoch.metrics), self._finish() if finished else None
+            return epoch.number, dict(self.rows[-1].metrics), self._finish() if finished else None
         except Superseded:
             raise
         except Exception as error:
@@ -190,7 +190,8 @@ class TrialRun:
         return self._commit(self._outcome("complete", reason))
 
     def _failure(self, error: BaseException) -> Outcome:
-        kind = "non-finite: " if isinstance(error, ArithmeticError) else f"{type(error).__name__}: "
+        mistake = isinstance(error, ZeroDivisionError) or not isinstance(error, ArithmeticError)
+        kind = f"{type(error).__name__}: " if mistake else "non-finite: "
         (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
         return self._outcome("failed", f"{kind}{error}")
 
