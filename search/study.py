@@ -125,7 +125,9 @@ class Study:
             return
         trial = self._trials.pop(number, None) or optuna.trial.Trial(self.optuna, frozen._trial_id)
         self.history[number] = {**self.history.get(number, {}), **outcome.epochs}
-        self._report_epochs(trial, outcome.epochs)
+        # A process that was killed while it told has told some epochs already.
+        told = frozen.intermediate_values
+        self._report_epochs(trial, {epoch: v for epoch, v in outcome.epochs.items() if epoch not in told})
         for key, value in _attributes(outcome).items():
             trial.set_user_attr(key, value)
         values, state = None, _OPTUNA_STATES[outcome.state]
@@ -216,16 +218,15 @@ class Study:
         if len(self.spec.objectives) > 1:
             trial.set_user_attr("epochs", {str(epoch): list(values) for epoch, values in epochs.items()})
             return
-        known = self._frozen()[trial.number].intermediate_values  # of a process that was killed while it told
         for epoch, (value,) in sorted(epochs.items()):
-            if epoch not in known:
-                trial.report(value, epoch)
+            trial.report(value, epoch)
 
     def _reconcile(self) -> None:
         """Settle what an earlier process left: tell what is committed, run again what was in flight."""
         for trial in self._frozen():
             if trial.state == TrialState.RUNNING:
                 self._settle(trial)
+                trial = self._frozen()[trial.number]
             if trial.state != TrialState.WAITING and "refused" not in trial.user_attrs:
                 self._counted += 1
             if "note" in trial.user_attrs:
@@ -241,7 +242,6 @@ class Study:
             self.tell(trial.number, outcome)
         elif not whole or "seed" not in trial.user_attrs:
             self._refuse(optuna.trial.Trial(self.optuna, trial._trial_id), "the process ended while it was asked")
-            self._counted -= 1
         else:
             self._again.append(
                 Task(trial.number, self._config(params, trial.user_attrs, trial.user_attrs["seed"]), params)
@@ -341,8 +341,8 @@ def _mend_journal(path: Path) -> None:
         return
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    while whole and not _is_json(whole[whole.rstrip(b"\n").rfind(b"\n") + 1 :]):
-        whole = whole[: whole.rstrip(b"\n").rfind(b"\n") + 1]
+    while whole and not _is_json(whole[whole[:-1].rfind(b"\n") + 1 :]):
+        whole = whole[: whole[:-1].rfind(b"\n") + 1]
     if len(whole) < len(content):
         logger.warning("%s: cut %d bytes that a killed process left half written", path, len(content) - len(whole))
         with path.open("r+b") as file:

@@ -66,7 +66,7 @@ class TrialRun:
         self.attempt = _claim(self.folder)
         if self.attempt == 1:
             durable.write_json(self.folder / "config.json", self.config)
-        self.resume = _newest(self.checkpoints)
+        self.resume = _newest(self.checkpoints, max((row.epoch for row in epochs.read(self.folder)), default=0))
         self.rows = self._rows_until(_epoch_of(self.resume) if self.resume else 0)
         self.workload = workload.load(name)
         self.epochs: Iterator[Any] | None = None
@@ -269,10 +269,13 @@ def _save(epoch: Any, checkpoints: Path) -> None:
     durable.seal(folder)
 
 
-def _newest(checkpoints: Path) -> Path | None:
-    """Return the newest checkpoint that is whole, and delete the newer ones that are not."""
+def _newest(checkpoints: Path, told: int) -> Path | None:
+    """Return the newest checkpoint that is whole, and delete the newer ones that are not.
+
+    One after the epoch that was told last is none either: its numbers would be missing for good.
+    """
     for folder in reversed(_all_checkpoints(checkpoints)):
-        if durable.sealed(folder):
+        if _epoch_of(folder) <= told and durable.sealed(folder):
             return folder
         shutil.rmtree(folder, ignore_errors=True)
     return None
