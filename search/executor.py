@@ -143,7 +143,7 @@ class Director:
         if self._crashes == CRASHES:
             self.broken = SearchError(f"{CRASHES} trials in a row could not be run; the last said: {self.crash}")
         self._trial_s = time.monotonic() - self._started.pop(task.number)
-        with self._minding_the_disk():
+        with self._minding_errors():
             self.study.tell(task.number, self._outcome(task.number, outcome_json, crashed))
             self.listener.trial_ended(self.study.record(task.number))
 
@@ -152,13 +152,12 @@ class Director:
         self.broken = self.broken or DiskError(reason)
 
     @contextlib.contextmanager
-    def _minding_the_disk(self) -> Iterator[None]:
+    def _minding_errors(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            if not is_disk(error):
-                raise
-            self.broken = disk_error(error, error.filename or self.study.paths.folder)
+        except Exception as error:  # Tune would take it for a fault of the trial, and kill its slot
+            where = getattr(error, "filename", None) or self.study.paths.folder
+            self.broken = disk_error(error, where) if is_disk(error) else error
 
     def may_leave(self, starting: bool) -> bool:
         """Return whether a finished trial may give its slot back now.

@@ -32,7 +32,7 @@ from search import (
     tracking,
     workload,
 )
-from search.errors import SpecError
+from search.errors import SpecError, is_disk
 from search.evaluation import Candidate
 from search.progress import Progress
 from search.ray_session import RaySession
@@ -220,14 +220,7 @@ class _Desk:
         if self.events:
             best = {o.metric: record.metrics[o.metric] for o in self.spec.objectives if o.metric in record.metrics}
             tensorboard.session_end(folder, record.state, best, record.best_epoch)
-        tracking.log_trial(
-            self.spec.tracking,
-            self.spec,
-            record,
-            epochs.read(folder),
-            [folder / "config.json", folder / epochs.FILE],
-            folder=self.study.paths.folder / "wandb",
-        )
+        self._log(record, folder)
         self._keep(record)
 
     def tick(self) -> None:
@@ -236,6 +229,22 @@ class _Desk:
     def close(self) -> None:
         """Give the terminal back."""
         self.progress.close()
+
+    def _log(self, record: TrialRecord, folder: Path) -> None:
+        """Send a trial to the loggers; one that cannot be reached costs its entry, not the search."""
+        try:
+            tracking.log_trial(
+                self.spec.tracking,
+                self.spec,
+                record,
+                epochs.read(folder),
+                [folder / "config.json", folder / epochs.FILE],
+                folder=self.study.paths.folder / "wandb",
+            )
+        except Exception as error:
+            if is_disk(error):
+                raise
+            logger.warning("trial %s is not in the logger: %s: %s", record.number, type(error).__name__, error)
 
     def _keep(self, record: TrialRecord) -> None:
         """Hold the study to its quota of checkpoints: the best few and the first trial's."""

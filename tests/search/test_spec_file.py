@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import configuration
-from search import spec_file, workload
+from search import spec_file
 from search.errors import SpecError
 from search.spec import Objective, Parameter, SearchSpec
 from workloads import toy as toy_workload
@@ -322,7 +322,7 @@ def test_a_missing_file_lists_what_there_is(tmp_path: Path) -> None:
         spec_file.load("nuclei", folder=tmp_path)
     for name in ("b.yaml", "a.yaml", "notes.txt"):
         (tmp_path / name).write_text("")
-    with pytest.raises(SpecError, match="nuclei: no such search space; here are a.yaml, b.yaml"):
+    with pytest.raises(SpecError, match=r"nuclei: no such search space; here are a\.yaml, b\.yaml"):
         spec_file.load("nuclei", folder=tmp_path)
     with pytest.raises(SpecError, match="no such search space"):
         spec_file.load(str(tmp_path), folder=tmp_path)
