@@ -88,6 +88,7 @@ def _evaluate(workload_name: str, study: str, plain: dict[str, Any]) -> None:
         **dataclasses.asdict(evaluation),
         "trial": candidate.trial,
         "name": candidate.name,
+        "checkpoint": candidate.checkpoint,
         "checkpoint_sha256": candidate.sha256,
         "split": "test",
     }

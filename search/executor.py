@@ -139,13 +139,12 @@ class Director:
         task = self.running.pop(trial_id, None)
         if task is None or isinstance(self.broken, DiskError):
             return  # Untold, the trial goes on at the next start; a journal that could not be written is not touched.
-        outcome = self._outcome(task.number, outcome_json, crashed)
         self._crashes = self._crashes + 1 if crashed else 0
         if self._crashes == CRASHES:
             self.broken = SearchError(f"{CRASHES} trials in a row could not be run; the last said: {self.crash}")
         self._trial_s = time.monotonic() - self._started.pop(task.number)
-        with self._minding_the_disk():
-            self.study.tell(task.number, outcome)
+        with self._minding_errors():
+            self.study.tell(task.number, self._outcome(task.number, outcome_json, crashed))
             self.listener.trial_ended(self.study.record(task.number))
 
     def halt(self, reason: str) -> None:
@@ -153,13 +152,12 @@ class Director:
         self.broken = self.broken or DiskError(reason)
 
     @contextlib.contextmanager
-    def _minding_the_disk(self) -> Iterator[None]:
+    def _minding_errors(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            if not is_disk(error):
-                raise
-            self.broken = disk_error(error, error.filename or self.study.paths.folder)
+        except Exception as error:  # Tune would take it for a fault of the trial, and kill its slot
+            where = getattr(error, "filename", None) or self.study.paths.folder
+            self.broken = disk_error(error, where) if is_disk(error) else error
 
     def may_leave(self, starting: bool) -> bool:
         """Return whether a finished trial may give its slot back now.
@@ -198,7 +196,8 @@ class Director:
         return task
 
     def _ask(self) -> Task | None:
-        if self.broken is not None or not self.may_start():
+        # What an earlier process left in flight had started in time: it is carried to its end.
+        if self.broken is not None or not (self.study.in_flight() or self.may_start()):
             return None
         began = time.monotonic()
         task = self.study.ask()
@@ -213,6 +212,8 @@ class Director:
     def _overdue(self, task: Task) -> str:
         """Say why a trial that an earlier process left should have been stopped by then; "" for all others."""
         for row in epochs.read(self.study.trial_folder(task.number)):
+            if row.epoch >= task.config["epochs"]:
+                break  # At the last epoch there is nothing left to stop.
             values = tuple(row.metrics[objective.metric] for objective in self.study.spec.objectives)
             verdict = self.study.report(task.number, row.epoch, values)
             if verdict.stop:

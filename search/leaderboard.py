@@ -210,7 +210,7 @@ def _row(
         difference=gap,
         epochs=max(record.epochs, default=0),
         slot_s=record.slot_s,
-        checkpoint=record.checkpoint or "",
+        checkpoint=evaluation.get("checkpoint") or record.checkpoint or "",  # not the search's, where trained again
         checkpoint_sha256=evaluation.get("checkpoint_sha256") or "",
         why=reasons.get(record.number, ""),
         evaluation=evaluation,

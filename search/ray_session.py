@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +51,16 @@ class RaySession:
             _connect()
             return
         self._mine = True
-        ray.init(
-            "local",
-            num_cpus=int(self.room.cpus),
-            num_gpus=int(self.room.gpus),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
-        )
+        with _own_signals():
+            ray.init(
+                "local",
+                num_cpus=int(self.room.cpus),
+                num_gpus=int(self.room.gpus),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
+            )
 
 
 def _own() -> bool:
@@ -68,7 +73,19 @@ def _connect() -> None:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True, **options)
+    with _own_signals():
+        ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True, **options)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep what this process does at SIGTERM: Ray puts an exit of its own in its place."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _gpus() -> int:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from search.errors import SpecError
-from search.spec import Resources
+from search.spec import Evaluation, Resources
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,16 @@ def slots(resources: Resources, room: Room) -> int:
             f"{room.cpus:g} CPU, {room.gpus:g} GPU; lower resources.slots or what each slot gets"
         )
     return max(1, fits) if resources.slots == "auto" else wanted
+
+
+def check_evaluation(evaluation: Evaluation, room: Room) -> None:
+    """Refuse an evaluation job that would wait for ever.
+
+    Raises:
+        SpecError: if it asks for more than there is.
+    """
+    if (evaluation.cpus > room.cpus or evaluation.gpus > room.gpus) and not room.grows:
+        raise SpecError(
+            f"evaluation: one job takes {evaluation.cpus:g} CPU, {evaluation.gpus:g} GPU, but {room.where} has "
+            f"{room.cpus:g} CPU, {room.gpus:g} GPU; lower evaluation.cpus or evaluation.gpus"
+        )

@@ -75,9 +75,9 @@ def _asha(rule: Stopping, objectives: Sequence[Objective], history: History, num
 def _median(rule: Stopping, objectives: Sequence[Objective], history: History, number: int, epoch: int) -> Verdict:
     sign = -1.0 if objectives[0].mode == "min" else 1.0
     others = [
-        statistics.fmean(sign * value[0] for e, value in epochs.items() if e <= epoch and math.isfinite(value[0]))
+        statistics.fmean(until)
         for other, epochs in history.items()
-        if other != number and any(e >= epoch and math.isfinite(epochs[e][0]) for e in epochs) and min(epochs) <= epoch
+        if other != number and max(epochs, default=0) >= epoch and (until := _finite_until(epochs, epoch, sign))
     ]
     if len(others) < rule.min_trials:
         return GO_ON
@@ -87,6 +87,10 @@ def _median(rule: Stopping, objectives: Sequence[Objective], history: History, n
     return Verdict(
         True, f"best {sign * best:.4g} is worse than the median {sign * middle:.4g} of {len(others)} at epoch {epoch}"
     )
+
+
+def _finite_until(epochs: Mapping[int, tuple[float, ...]], epoch: int, sign: float) -> list[float]:
+    return [sign * value[0] for e, value in epochs.items() if e <= epoch and math.isfinite(value[0])]
 
 
 def rank(values: Mapping[int, tuple[float, ...]], objectives: Sequence[Objective]) -> list[int]:

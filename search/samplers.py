@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
 from search import space
 from search.spec import Parameter, SearchSpec
+
+LARGEST_GRID = 10_000
+"""Points that are listed one by one for every question."""
 
 
 def choose(spec: SearchSpec) -> tuple[str, str]:
@@ -20,7 +29,7 @@ def choose(spec: SearchSpec) -> tuple[str, str]:
     if name != "auto":
         return name, "as the search space says"
     size = grid_size(spec.parameters)
-    if size is not None and size <= spec.search.trials:
+    if size is not None and size <= min(spec.search.trials, LARGEST_GRID):
         return "grid", f"the space has {size} points, and {spec.search.trials} trials cover it"
     if len(spec.objectives) > 1 and spec.search.trials >= 1000:
         return "nsga2", f"{len(spec.objectives)} objectives and {spec.search.trials} trials suit a population"
@@ -29,10 +38,17 @@ def choose(spec: SearchSpec) -> tuple[str, str]:
 
 def grid_size(parameters: Sequence[Parameter]) -> int | None:
     """Return how many points the space has; None if they cannot be counted or some parameter is conditional."""
-    counts = [space.grid_values(parameter) for parameter in parameters]
-    if any(values is None for values in counts) or any(parameter.when for parameter in parameters):
+    sizes = [space.grid_size(parameter) for parameter in parameters]
+    if any(size is None for size in sizes) or any(parameter.when for parameter in parameters):
         return None
-    return math.prod(len(values) for values in counts if values is not None)
+    return math.prod(size for size in sizes if size is not None)
+
+
+def untried(spec: SearchSpec, tried: Iterable[Mapping[str, Any]]) -> float:
+    """Return how many points of a grid no trial has had yet; infinity for every other sampler."""
+    if choose(spec)[0] != "grid":
+        return math.inf
+    return len(_untried(_grid(spec.parameters), [parameter.name for parameter in spec.parameters], tried))
 
 
 def make(spec: SearchSpec, number: int) -> BaseSampler:
@@ -59,12 +75,60 @@ def make(spec: SearchSpec, number: int) -> BaseSampler:
             case "nsga2":
                 return optuna.samplers.NSGAIISampler(seed=drawn)
             case "qmc":
-                return optuna.samplers.QMCSampler(seed=constant, scramble=True, warn_independent_sampling=False)
+                # What lies outside the sequence, such as conditional parameters, is drawn anew for each trial.
+                return optuna.samplers.QMCSampler(
+                    seed=constant,
+                    scramble=True,
+                    warn_independent_sampling=False,
+                    independent_sampler=optuna.samplers.RandomSampler(seed=drawn),
+                )
             case "grid":
-                grid = {p.name: space.grid_values(p) or [] for p in spec.parameters}
-                return optuna.samplers.GridSampler(grid, seed=constant)
+                return GridSampler(spec.parameters, constant)
             case _:
                 return optuna.samplers.RandomSampler(seed=drawn)
+
+
+class GridSampler(BaseSampler):
+    """Every point once, in a seeded order, those of enqueued trials counted; then drawn from all.
+
+    Optuna's own does not count enqueued trials, and at the last point it stops a loop that ask and tell do not have.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], seed: int) -> None:
+        self.parameters, self.seed = parameters, seed
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return all parameters."""
+        return {parameter.name: space.distribution(parameter) for parameter in self.parameters}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the next point."""
+        names = [parameter.name for parameter in self.parameters]
+        points = _grid(self.parameters)
+        others = study.get_trials(deepcopy=False, states=[s for s in TrialState if s != TrialState.WAITING])
+        left = _untried(points, names, (other.params for other in others if other.number != trial.number))
+        order = random.Random(self.seed).sample(left or points, len(left or points))
+        return dict(zip(names, order[0 if left else trial.number % len(order)], strict=True))
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Refuse: every parameter is part of the grid."""
+        raise ValueError(f"{param_name} is not part of the grid")
+
+
+def _grid(parameters: Sequence[Parameter]) -> list[tuple[Any, ...]]:
+    return list(itertools.product(*(space.grid_values(parameter) or [] for parameter in parameters)))
+
+
+def _untried(
+    points: Sequence[tuple[Any, ...]], names: Sequence[str], tried: Iterable[Mapping[str, Any]]
+) -> list[tuple[Any, ...]]:
+    # 1 == True in Python, but not in a grid.
+    found = {tuple((type(params.get(name)), params.get(name)) for name in names) for params in tried}
+    return [point for point in points if tuple((type(value), value) for value in point) not in found]
 
 
 def trial_seed(search_seed: int, number: int) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,13 +32,13 @@ from search import (
     tracking,
     workload,
 )
-from search.errors import SpecError
+from search.errors import SpecError, is_disk
 from search.evaluation import Candidate
 from search.progress import Progress
 from search.ray_session import RaySession
 from search.record import StudyPaths, TrialRecord
 from search.resources import Room
-from search.spec import SearchSpec, Stopping
+from search.spec import Promotion, SearchSpec, Stopping
 from search.study import Study, lease
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ def plan(spec: SearchSpec, folder: Path) -> Plan:
     tracking.check(spec.tracking)
     room = ray_session.room()
     slots = resources.slots(spec.resources, room)
+    resources.check_evaluation(spec.evaluation, room)
     module = workload.load(spec.workload)
     config = configuration.build(module.Config, spec.fixed)
     try:
@@ -108,7 +111,18 @@ def defaults(spec: SearchSpec, config: Mapping[str, Any]) -> tuple[dict[str, Any
             notes.append(
                 f"first trial: {parameter.name} {config[parameter.name]!r} is outside the space; {value!r} instead"
             )
+    whole = {**config, **values}
+    broken = next((text for text in spec.constraints if not _holds(text, whole)), None)
+    if broken is not None:
+        notes.append(f"first trial: these values break the constraint {broken}; it is left out")
     return values, notes
+
+
+def _holds(constraint: str, values: Mapping[str, Any]) -> bool:
+    try:
+        return space.holds(constraint, values)
+    except (ValueError, TypeError, ArithmeticError):
+        return False
 
 
 def run(plan: Plan, stream: TextIO) -> list[leaderboard.Row]:
@@ -148,7 +162,7 @@ def run(plan: Plan, stream: TextIO) -> list[leaderboard.Row]:
 def _search(plan: Plan, study: Study, session: RaySession, stream: TextIO) -> None:
     """Run what is left of a study's trials."""
     may_start = _budget(study)
-    if not study.left() or not may_start():
+    if not study.left() or not (study.in_flight() or may_start()):
         why = "all its trials have ended" if not study.left() else "its budget is used up"
         stream.write(f"{study.name}: complete, {why}\n")
         return
@@ -206,14 +220,7 @@ class _Desk:
         if self.events:
             best = {o.metric: record.metrics[o.metric] for o in self.spec.objectives if o.metric in record.metrics}
             tensorboard.session_end(folder, record.state, best, record.best_epoch)
-        tracking.log_trial(
-            self.spec.tracking,
-            self.spec,
-            record,
-            epochs.read(folder),
-            [folder / "config.json", folder / epochs.FILE],
-            folder=self.study.paths.folder / "wandb",
-        )
+        self._log(record, folder)
         self._keep(record)
 
     def tick(self) -> None:
@@ -222,6 +229,22 @@ class _Desk:
     def close(self) -> None:
         """Give the terminal back."""
         self.progress.close()
+
+    def _log(self, record: TrialRecord, folder: Path) -> None:
+        """Send a trial to the loggers; one that cannot be reached costs its entry, not the search."""
+        try:
+            tracking.log_trial(
+                self.spec.tracking,
+                self.spec,
+                record,
+                epochs.read(folder),
+                [folder / "config.json", folder / epochs.FILE],
+                folder=self.study.paths.folder / "wandb",
+            )
+        except Exception as error:
+            if is_disk(error):
+                raise
+            logger.warning("trial %s is not in the logger: %s: %s", record.number, type(error).__name__, error)
 
     def _keep(self, record: TrialRecord) -> None:
         """Hold the study to its quota of checkpoints: the best few and the first trial's."""
@@ -265,9 +288,13 @@ def _candidates(
         return [_candidate(str(record.number), record.number, record) for record in chosen]
     again = _trained_again(plan, chosen)
     _search(plan, again, session, stream)
-    ended = {record.note: record for record in again.records() if record.state == "complete"}
-    names = [(f"{record.number}-seed{seed}", record.number) for record in chosen for seed in range(rule.seeds)]
-    return [_candidate(name, number, ended[name]) for name, number in names if name in ended]
+    ended = {r.note: r for r in again.records() if r.state == "complete" and r.checkpoint is not None}
+    both = itertools.product((record.number for record in chosen), range(rule.seeds))
+    return [
+        _candidate(f"{number}-seed{seed}", number, ended[note])
+        for number, seed in both
+        if (note := _note(number, seed, rule)) in ended
+    ]
 
 
 def _trained_again(plan: Plan, chosen: Sequence[TrialRecord]) -> Study:
@@ -278,15 +305,20 @@ def _trained_again(plan: Plan, chosen: Sequence[TrialRecord]) -> Study:
         plan.spec,
         search=dataclasses.replace(plan.spec.search, trials=count, wall_time_s=None, slot_hours=None),
         stopping=Stopping(rule="none"),
-        promotion=dataclasses.replace(rule, k=count),
+        promotion=dataclasses.replace(rule, k=sys.maxsize),  # each of them is evaluated, so each keeps its checkpoint
     )
     again = Study(plan.paths, spec, name=f"{plan.spec.name}/promotion", trials="promotion")
     for record in chosen:
         for seed in range(rule.seeds):
             overrides = {"seed": samplers.trial_seed(record.seed, seed) if seed else record.seed}
             overrides |= {} if rule.epochs is None else {"epochs": rule.epochs}
-            again.enqueue(record.params, f"{record.number}-seed{seed}", overrides)
+            again.enqueue(record.params, _note(record.number, seed, rule), overrides)
     return again
+
+
+def _note(number: int, seed: int, rule: Promotion) -> str:
+    """Return what tells a promoted trial's training from all others, those for fewer epochs included."""
+    return f"{number}-seed{seed}" if rule.epochs is None else f"{number}-seed{seed} for {rule.epochs} epochs"
 
 
 def _candidate(name: str, number: int, record: TrialRecord) -> Candidate:

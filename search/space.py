@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from decimal import Decimal
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -14,15 +14,17 @@ from optuna.trial import Trial
 
 from search.spec import Parameter
 
-OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+# In floats a power too large is an error at once; in whole numbers it would be computed for hours.
+ARITHMETIC: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-    ast.USub: operator.neg,
+    ast.Pow: lambda a, b: float(a) ** float(b),
+}
+OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Not: operator.not_,
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
@@ -40,10 +42,13 @@ def distribution(parameter: Parameter) -> BaseDistribution:
     if parameter.type == "categorical":
         return CategoricalDistribution([encode(choice) for choice in parameter.choices])
     assert parameter.low is not None and parameter.high is not None
+    high = parameter.high
+    if parameter.step is not None:
+        high = _step(parameter, _steps(parameter))
     if parameter.type == "int":
         step = 1 if parameter.step is None else int(parameter.step)
-        return IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log, step=step)
-    return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+        return IntDistribution(int(parameter.low), int(high), log=parameter.log, step=step)
+    return FloatDistribution(parameter.low, high, log=parameter.log, step=parameter.step)
 
 
 def suggest(trial: Trial, parameter: Parameter) -> Any:
@@ -73,32 +78,62 @@ def applies(parameter: Parameter, values: Mapping[str, Any]) -> bool:
 
 
 def nearest(parameter: Parameter, default: Any) -> Any:
-    """Return the value of the parameter that is nearest to a default that may lie outside its range."""
+    """Return the value of the parameter that is nearest to a default that may lie outside its range, or be null."""
     if parameter.type == "categorical":
         options = [encode(choice) for choice in parameter.choices]
         wanted = encode(default)
         return decode(parameter, wanted if wanted in options else options[0])
     assert parameter.low is not None and parameter.high is not None
+    if not isinstance(default, int | float):
+        return parameter.low
     value = min(max(float(default), parameter.low), parameter.high)
     if parameter.step is not None:
-        value = parameter.low + round((value - parameter.low) / parameter.step) * parameter.step
-        value = value if value <= parameter.high else value - parameter.step
+        value = _step(parameter, min(round((value - parameter.low) / parameter.step), _steps(parameter)))
     return round(value) if parameter.type == "int" else value
 
 
+def contains(parameter: Parameter, value: Any) -> bool:
+    """Return whether the parameter can take a value; steps are not looked at."""
+    if parameter.type == "categorical":
+        return value in parameter.choices
+    assert parameter.low is not None and parameter.high is not None
+    return isinstance(value, int | float) and parameter.low <= value <= parameter.high
+
+
+def grid_size(parameter: Parameter) -> int | None:
+    """Return how many values a parameter has, or None where they cannot be counted."""
+    if parameter.type == "categorical":
+        return len(parameter.choices)
+    if parameter.step is None and (parameter.type == "float" or parameter.log):
+        return None
+    return _steps(parameter) + 1
+
+
 def grid_values(parameter: Parameter) -> list[Any] | None:
-    """Return all values of a parameter, or None where they cannot be counted."""
+    """Return all values of a parameter as Optuna stores them, or None where they cannot be counted."""
     if parameter.type == "categorical":
         return [encode(choice) for choice in parameter.choices]
-    assert parameter.low is not None and parameter.high is not None
-    step = (
-        parameter.step if parameter.step is not None else (1 if parameter.type == "int" and not parameter.log else None)
-    )
-    if step is None:
+    size = grid_size(parameter)
+    if size is None:
         return None
-    count = math.floor((parameter.high - parameter.low) / step + 1e-9) + 1
-    values = [parameter.low + index * step for index in range(count)]
+    values = [_step(parameter, index) for index in range(size)]
     return [round(value) for value in values] if parameter.type == "int" else values
+
+
+def _steps(parameter: Parameter) -> int:
+    """Return how many steps fit between low and high; in decimals, so that 0.1 to 0.3 by 0.1 are two."""
+    low, high, step = _decimals(parameter)
+    return int((high - low) // step)
+
+
+def _step(parameter: Parameter, index: int) -> float:
+    low, _, step = _decimals(parameter)
+    return float(low + index * step)
+
+
+def _decimals(parameter: Parameter) -> tuple[Decimal, Decimal, Decimal]:
+    low, high, step = (Decimal(str(number)) for number in (parameter.low, parameter.high, parameter.step or 1))
+    return low, high, step
 
 
 def holds(constraint: str, values: Mapping[str, Any]) -> bool:
@@ -107,11 +142,34 @@ def holds(constraint: str, values: Mapping[str, Any]) -> bool:
     Raises:
         ValueError: for anything but arithmetic, comparisons, and/or/not, min, max, abs, len, sum and known names.
     """
+    return bool(_value(_tree(constraint), values, constraint))
+
+
+def check_names(constraint: str, known: Container[str]) -> None:
+    """Refuse a name that is not known, also where `and` or `or` would not get that far.
+
+    Raises:
+        ValueError: naming it.
+    """
+    waiting: list[ast.AST] = [_tree(constraint)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name | ast.Attribute):
+            if ast.unparse(node) not in known:
+                raise ValueError(f"{constraint!r}: no value is called {ast.unparse(node)!r}")
+        elif isinstance(node, ast.Call):
+            waiting += node.args
+        else:
+            waiting += ast.iter_child_nodes(node)
+
+
+def _tree(constraint: str) -> ast.AST:
     try:
-        tree = ast.parse(constraint, mode="eval").body
+        return ast.parse(constraint.strip(), mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"cannot read {constraint!r}: {error.msg}") from error
-    return bool(_value(tree, values, constraint))
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"cannot read {constraint[:40]!r}...: nested too deeply") from error
 
 
 def _value(node: ast.AST, values: Mapping[str, Any], text: str) -> Any:
@@ -120,8 +178,10 @@ def _value(node: ast.AST, values: Mapping[str, Any], text: str) -> Any:
             return value
         case ast.Name() | ast.Attribute():
             return _lookup(node, values, text)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            return OPERATORS[type(op)](_value(left, values, text), _value(right, values, text))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in ARITHMETIC:
+            return ARITHMETIC[type(op)](_number(left, values, text), _number(right, values, text))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_number(operand, values, text)
         case ast.UnaryOp(op=op, operand=operand) if type(op) in OPERATORS:
             return OPERATORS[type(op)](_value(operand, values, text))
         case ast.BoolOp(op=op, values=parts):
@@ -135,6 +195,13 @@ def _value(node: ast.AST, values: Mapping[str, Any], text: str) -> Any:
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_value(item, values, text) for item in items]
     raise ValueError(f"{text!r}: only arithmetic, comparisons, and, or, not, {', '.join(FUNCTIONS)} are allowed")
+
+
+def _number(node: ast.AST, values: Mapping[str, Any], text: str) -> Any:
+    value = _value(node, values, text)
+    if not isinstance(value, int | float):
+        raise ValueError(f"{text!r}: {ast.unparse(node)} is {value!r}; arithmetic needs numbers")
+    return value
 
 
 def _lookup(node: ast.AST, values: Mapping[str, Any], text: str) -> Any:

@@ -11,7 +11,7 @@ import yaml
 
 import configuration
 from configuration import ConfigError
-from search import space, workload
+from search import samplers, space, workload
 from search.errors import SpecError
 from search.spec import (
     Evaluation,
@@ -93,9 +93,11 @@ def _read(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MIB:
         raise SpecError(f"{path.name}: larger than 1 MiB; a search space is a page of YAML")
     try:
-        content = yaml.load(path.read_text(), Loader=_Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{path.name}: not YAML: {error}") from error
+    except RecursionError as error:
+        raise SpecError(f"{path.name}: nested too deeply; a search space has a few levels") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path.name}: expected keys {', '.join(KEYS)}; got {type(content).__name__}")
     return content
@@ -132,18 +134,33 @@ def _override(content: dict[str, Any], assignments: Iterable[str]) -> dict[str, 
         if not rest:
             content[section] = value
         elif section in ("data", "fixed", "parameters", *SECTIONS, "objective"):
-            content[section] = _merged(content.get(section) or {}, rest, value)
+            content[section] = _merged(section, content.get(section) or {}, rest, value)
         else:
             raise ConfigError(key, f"{section} has no keys of its own; write {section}=[...]")
     return content
 
 
-def _merged(section: Any, key: str, value: Any) -> dict[str, Any]:
-    """Return a copy of a section with one dotted key set, however the file nested it."""
-    if not isinstance(section, Mapping):
-        raise ConfigError(key, f"expected a section of keys; got {section!r}")
-    flat = {name: item for name, item in configuration.flatten(section).items() if name != key}
-    return {**flat, key: value}
+def _merged(section: str, content: Any, key: str, value: Any) -> dict[str, Any]:
+    """Return a copy of a section with one dotted key set and all below it replaced, however the file nested it."""
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{section}.{key}", f"{section} has no keys of its own in the file; write {section}=...")
+    merged: dict[str, Any] = {}
+    for name, item in _flat(section, content).items():
+        # In its old place: a parameter must stay above those that depend on it.
+        merged.update({key: value} if f"{name}.".startswith(f"{key}.") else {name: item})
+    return {**merged, key: value}
+
+
+def _flat(section: str, content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a section's values by their dotted names; refuse one that is written both nested and with dots."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        found = configuration.flatten({key: value}, prefix)
+        twice = next((name for name in found if name in flat), None)
+        if twice is not None:
+            raise ConfigError(f"{section}.{twice.removeprefix(prefix)}", "stands twice, nested and with dots; keep one")
+        flat.update(found)
+    return flat
 
 
 def _spec(name: str, content: dict[str, Any]) -> SearchSpec:
@@ -153,6 +170,8 @@ def _spec(name: str, content: dict[str, Any]) -> SearchSpec:
     for key in ("workload", "objective", "parameters"):
         if key not in content:
             raise ConfigError(key, "missing; every search space names it")
+    if str(content["workload"]).startswith("."):
+        raise ConfigError("workload", f"got {content['workload']!r}; expected a name, or a whole one as package.module")
     try:
         module = workload.load(str(content["workload"]))
     except ValueError as error:
@@ -165,7 +184,7 @@ def _spec(name: str, content: dict[str, Any]) -> SearchSpec:
         workload=str(content["workload"]),
         objectives=tuple(_objectives(content["objective"], module.metrics(config))),
         parameters=parameters,
-        constraints=_constraints(content.get("constraints"), module.Config, parameters),
+        constraints=_constraints(content.get("constraints"), configuration.to_values(config), parameters),
         fixed=fixed,
         **{key: _section(key, content.get(key)) for key in SECTIONS},
     )
@@ -179,7 +198,10 @@ def _fixed(content: Mapping[str, Any]) -> dict[str, Any]:
         section = content.get(key) or {}
         if not isinstance(section, Mapping):
             raise ConfigError(key, f"expected keys of the workload's Config; got {section!r}")
-        fixed.update(configuration.flatten(section, prefix))
+        found = _flat(key, section, prefix)
+        if twice := next((name for name in found if name in fixed), None):
+            raise ConfigError(twice, "stands under fixed and under data; keep one")
+        fixed.update(found)
     return fixed
 
 
@@ -202,6 +224,7 @@ def _objectives(content: Any, reported: Mapping[str, str]) -> Iterator[Objective
     entries = content if isinstance(content, list) else [content]
     if not entries:
         raise ConfigError("objective", "empty; name a metric and a mode")
+    seen = set[str]()
     for entry in entries:
         if not isinstance(entry, Mapping) or "metric" not in entry or set(entry) - {"metric", "mode"}:
             raise ConfigError("objective", f"expected {{metric: NAME, mode: max or min}}; got {entry!r}")
@@ -211,6 +234,9 @@ def _objectives(content: Any, reported: Mapping[str, str]) -> Iterator[Objective
             raise ConfigError(
                 "objective.metric", f"the workload does not report {metric!r}; {problem.partition('; ')[2]}"
             )
+        if metric in seen:
+            raise ConfigError("objective.metric", f"{metric!r} stands twice")
+        seen.add(metric)
         mode = configuration.check(Literal["max", "min"], entry.get("mode", reported[metric]), "objective.mode")
         yield Objective(metric=metric, mode=mode)
 
@@ -220,14 +246,16 @@ def _parameters(content: Any, config_class: type, config: Any, fixed: Mapping[st
     if not isinstance(content, Mapping) or not content:
         raise ConfigError("parameters", "expected at least one `name: {type: float, low: ..., high: ...}`")
     entries = _parameter_entries(content, known)
+    above: dict[str, Parameter] = {}
     for name, entry in entries.items():
         if name not in known:
             raise _located("parameters", _raise, configuration.unknown_key(name, known))
         if name in fixed:
             raise ConfigError(f"parameters.{name}", "searched and fixed at once; remove one of the two")
         parameter = _located(f"parameters.{name}", _parameter, name, entry, known[name])
-        _check_when(parameter, entries, list(entries))
+        _check_when(parameter, entries, above)
         _try_values(parameter, config)
+        above[name] = parameter
         yield parameter
 
 
@@ -238,7 +266,7 @@ def _raise(error: Exception) -> None:
 def _parameter_entries(content: Mapping[str, Any], known: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the entry of each parameter by its dotted name, whether the file nests names or writes dots."""
     names, entries = set(known), dict[str, dict[str, Any]]()
-    for key, value in configuration.flatten(content).items():
+    for key, value in _flat("parameters", content).items():
         name, attribute = _split_attribute(key, names)
         entry = entries.setdefault(name, {})
         if not attribute:
@@ -303,7 +331,11 @@ def _numeric(name: str, kind: Any, entry: Mapping[str, Any], field: configuratio
             raise ConfigError(key, "missing; float and int have low and high")
     low, high = (configuration.check(number, entry[key], key) for key in ("low", "high"))
     for key, value in (("low", low), ("high", high)):
-        configuration.check(field.annotation, value, key)
+        try:
+            configuration.check(field.annotation, value, key)
+        except ConfigError as error:
+            wanted = configuration.type_name(field.annotation)
+            raise ConfigError("type", f"got {kind}; {name} takes {wanted}") from error
     log = configuration.check(bool, entry.get("log", False), "log")
     step = configuration.check(number, entry["step"], "step") if entry.get("step") is not None else None
     _check_range(low, high, log, step)
@@ -330,13 +362,22 @@ def _when(when: Any) -> dict[str, Any]:
     return {name: tuple(wanted) if isinstance(wanted, list) else (wanted,) for name, wanted in flat.items()}
 
 
-def _check_when(parameter: Parameter, entries: Mapping[str, Any], order: list[str]) -> None:
-    for parent in parameter.when:
+def _check_when(parameter: Parameter, entries: Mapping[str, Any], above: Mapping[str, Parameter]) -> None:
+    for parent, wanted in parameter.when.items():
         key = f"parameters.{parameter.name}.when"
         if parent not in entries:
             raise _located(key, _raise, configuration.unknown_key(parent, entries))
-        if order.index(parent) >= order.index(parameter.name):
+        if parent not in above:
             raise ConfigError(key, f"{parent!r} must stand above {parameter.name!r}")
+        for value in wanted:
+            if not space.contains(above[parent], value):
+                raise ConfigError(f"{key}.{parent}", f"got {value!r}, which {parent} never is; {_range(above[parent])}")
+
+
+def _range(parameter: Parameter) -> str:
+    if parameter.choices:
+        return f"it is one of {', '.join(map(str, parameter.choices))}"
+    return f"it is from {parameter.low} to {parameter.high}"
 
 
 def _try_values(parameter: Parameter, config: Any) -> None:
@@ -354,17 +395,19 @@ def _try_values(parameter: Parameter, config: Any) -> None:
         raise problems[0]
 
 
-def _constraints(content: Any, config_class: type, parameters: tuple[Parameter, ...]) -> tuple[str, ...]:
+def _constraints(content: Any, config: Mapping[str, Any], parameters: tuple[Parameter, ...]) -> tuple[str, ...]:
     constraints = content or []
     if not isinstance(constraints, list) or not all(isinstance(item, str) for item in constraints):
         raise ConfigError("constraints", f"expected a list of texts such as 'a.b * 2 <= c'; got {content!r}")
-    values = {name: field.default for name, field in configuration.fields(config_class).items()}
-    values.update({parameter.name: (parameter.choices or (parameter.low,))[0] for parameter in parameters})
+    values = {**config, **{parameter.name: (parameter.choices or (parameter.low,))[0] for parameter in parameters}}
     for index, constraint in enumerate(constraints):
         try:
+            space.check_names(constraint, values)
             space.holds(constraint, values)
-        except (ValueError, TypeError, ArithmeticError) as error:
+        except ValueError as error:
             raise ConfigError(f"constraints[{index}]", str(error)) from error
+        except (TypeError, ArithmeticError) as error:
+            raise ConfigError(f"constraints[{index}]", f"{constraint!r}: {error.args[-1]}") from error
     return tuple(constraints)
 
 
@@ -378,11 +421,22 @@ def _check_numbers(spec: SearchSpec) -> None:
     for key, amount in (("search.wall_time_s", search.wall_time_s), ("search.slot_hours", search.slot_hours)):
         if amount is not None and amount <= 0:
             raise ConfigError(key, f"got {amount}; expected more than 0, or null for no limit")
+    for key, amount in (
+        ("resources.gpus_per_slot", spec.resources.gpus_per_slot),
+        ("evaluation.cpus", spec.evaluation.cpus),
+        ("evaluation.gpus", spec.evaluation.gpus),
+    ):
+        if amount < 0:
+            raise ConfigError(key, f"got {amount}; expected at least 0")
+        if "gpus" in key and amount > 1 and amount != int(amount):
+            raise ConfigError(key, f"got {amount}; above one GPU it must be a whole number")
     if len(spec.objectives) > 1 and search.sampler == "cmaes":
         raise ConfigError("search.sampler", "cmaes knows one objective; use tpe, gp or nsga2")
-    if search.sampler == "grid" and (endless := [p.name for p in spec.parameters if space.grid_values(p) is None]):
+    if search.sampler == "grid" and (endless := [p.name for p in spec.parameters if space.grid_size(p) is None]):
         raise ConfigError("search.sampler", f"grid needs choices or a step for {', '.join(endless)}")
     if search.sampler == "grid" and (conditional := [p.name for p in spec.parameters if p.when]):
         raise ConfigError("search.sampler", f"grid knows no conditional parameters ({', '.join(conditional)}); use tpe")
+    if search.sampler == "grid" and (size := samplers.grid_size(spec.parameters)) and size > samplers.LARGEST_GRID:
+        raise ConfigError("search.sampler", f"the grid has {size} points; use random, qmc or tpe")
     if spec.resources.cpus_per_slot <= 0:
         raise ConfigError("resources.cpus_per_slot", f"got {spec.resources.cpus_per_slot}; expected more than 0")

@@ -71,6 +71,11 @@ class Study:
     """
 
     def __init__(self, paths: StudyPaths, spec: SearchSpec, name: str | None = None, trials: str = "trials") -> None:
+        if not paths.journal.exists() and any(paths.trial(0).parent.glob("*")):
+            raise StudyError(
+                f"{paths.journal}: gone, but its trials are there; put it back, "
+                "or start a study of your own with --study NAME"
+            )
         _mend_journal(paths.journal)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = JournalStorage(JournalFileBackend(str(paths.journal), lock_obj=_HeldLease()))
@@ -99,7 +104,7 @@ class Study:
         if self._again:
             return self._again.pop(0)
         for _ in range(REFUSALS):
-            if self._counted >= self.spec.search.trials and not self._waiting():
+            if not self._new_left():
                 return None
             task = self._ask_new()
             if task is not None:
@@ -120,7 +125,9 @@ class Study:
             return
         trial = self._trials.pop(number, None) or optuna.trial.Trial(self.optuna, frozen._trial_id)
         self.history[number] = {**self.history.get(number, {}), **outcome.epochs}
-        self._report_epochs(trial, outcome.epochs)
+        # A process that was killed while it told has told some epochs already.
+        told = frozen.intermediate_values
+        self._report_epochs(trial, {epoch: v for epoch, v in outcome.epochs.items() if epoch not in told})
         for key, value in _attributes(outcome).items():
             trial.set_user_attr(key, value)
         values, state = None, _OPTUNA_STATES[outcome.state]
@@ -148,7 +155,21 @@ class Study:
 
     def left(self) -> int:
         """Return how many trials are still to run, those included that an earlier process left in flight."""
-        return len(self._again) + max(0, self.spec.search.trials - self._counted)
+        return len(self._again) + self._new_left()
+
+    def in_flight(self) -> int:
+        """Return how many trials that an earlier process left in flight are still to be run again."""
+        return len(self._again)
+
+    def _new_left(self) -> int:
+        """Return how many trials are still to be asked: all that are enqueued, and as many as the spec wants."""
+        trials = self._frozen()
+        waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        wanted = max(0, self.spec.search.trials - self._counted)
+        if wanted:
+            asked = (trial.params for trial in trials if trial.state != TrialState.WAITING)
+            wanted = int(min(wanted, samplers.untried(self.spec, asked)))
+        return max(waiting, wanted)
 
     def _ask_new(self) -> Task | None:
         number = len(self._frozen())
@@ -181,7 +202,11 @@ class Study:
         seeded = {} if "seed" in self.spec.fixed else {"seed": seed}
         values = config_values(self.spec, {**seeded, **params, **overrides})
         for constraint in self.spec.constraints:
-            if not space.holds(constraint, values):
+            try:
+                holds = space.holds(constraint, values)
+            except (ValueError, TypeError, ArithmeticError) as error:
+                raise ConfigError("constraints", f"{constraint} cannot be computed: {error}") from error
+            if not holds:
                 raise ConfigError("constraints", f"{constraint} does not hold")
         return values
 
@@ -201,6 +226,7 @@ class Study:
         for trial in self._frozen():
             if trial.state == TrialState.RUNNING:
                 self._settle(trial)
+                trial = self._frozen()[trial.number]
             if trial.state != TrialState.WAITING and "refused" not in trial.user_attrs:
                 self._counted += 1
             if "note" in trial.user_attrs:
@@ -216,7 +242,6 @@ class Study:
             self.tell(trial.number, outcome)
         elif not whole or "seed" not in trial.user_attrs:
             self._refuse(optuna.trial.Trial(self.optuna, trial._trial_id), "the process ended while it was asked")
-            self._counted -= 1
         else:
             self._again.append(
                 Task(trial.number, self._config(params, trial.user_attrs, trial.user_attrs["seed"]), params)
@@ -256,9 +281,6 @@ class Study:
             return {epoch: (value,) for epoch, value in sorted(trial.intermediate_values.items())}
         stored = trial.user_attrs.get("epochs", {})
         return {int(epoch): tuple(values) for epoch, values in stored.items()}
-
-    def _waiting(self) -> bool:
-        return any(trial.state == TrialState.WAITING for trial in self._frozen())
 
     def _frozen(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)
@@ -319,8 +341,8 @@ def _mend_journal(path: Path) -> None:
         return
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    while whole and not _is_json(whole[whole.rstrip(b"\n").rfind(b"\n") + 1 :]):
-        whole = whole[: whole.rstrip(b"\n").rfind(b"\n") + 1]
+    while whole and not _is_json(whole[whole[:-1].rfind(b"\n") + 1 :]):
+        whole = whole[: whole[:-1].rfind(b"\n") + 1]
     if len(whole) < len(content):
         logger.warning("%s: cut %d bytes that a killed process left half written", path, len(content) - len(whole))
         with path.open("r+b") as file:

@@ -18,7 +18,18 @@ from search.spec import SearchSpec
 
 FREE = ("search.trials", "search.wall_time_s", "search.slot_hours", "resources", "promotion", "evaluation", "tracking")
 """Parts that may change while a study goes on."""
-FROZEN = ("workload", "objectives", "parameters", "constraints", "fixed", "search", "stopping", "config", "data_sha256")
+FROZEN = (
+    "name",
+    "workload",
+    "objectives",
+    "parameters",
+    "constraints",
+    "fixed",
+    "search",
+    "stopping",
+    "config",
+    "data_sha256",
+)
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "timm", "numpy")
 SHOWN_DIFFERENCES = 5
 

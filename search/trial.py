@@ -66,7 +66,7 @@ class TrialRun:
         self.attempt = _claim(self.folder)
         if self.attempt == 1:
             durable.write_json(self.folder / "config.json", self.config)
-        self.resume = _newest(self.checkpoints)
+        self.resume = _newest(self.checkpoints, max((row.epoch for row in epochs.read(self.folder)), default=0))
         self.rows = self._rows_until(_epoch_of(self.resume) if self.resume else 0)
         self.workload = workload.load(name)
         self.epochs: Iterator[Any] | None = None
@@ -98,7 +98,7 @@ class TrialRun:
                 return _last_row(self.rows), {}, self._finish()
             finished = epoch.number >= self.config["epochs"]
             self._keep(epoch, finished)
-            return epoch.number, dict(epoch.metrics), self._finish() if finished else None
+            return epoch.number, dict(self.rows[-1].metrics), self._finish() if finished else None
         except Superseded:
             raise
         except Exception as error:
@@ -190,7 +190,8 @@ class TrialRun:
         return self._commit(self._outcome("complete", reason))
 
     def _failure(self, error: BaseException) -> Outcome:
-        kind = "non-finite: " if isinstance(error, ArithmeticError) else f"{type(error).__name__}: "
+        mistake = isinstance(error, ZeroDivisionError) or not isinstance(error, ArithmeticError)
+        kind = f"{type(error).__name__}: " if mistake else "non-finite: "
         (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
         return self._outcome("failed", f"{kind}{error}")
 
@@ -268,10 +269,13 @@ def _save(epoch: Any, checkpoints: Path) -> None:
     durable.seal(folder)
 
 
-def _newest(checkpoints: Path) -> Path | None:
-    """Return the newest checkpoint that is whole, and delete the newer ones that are not."""
+def _newest(checkpoints: Path, told: int) -> Path | None:
+    """Return the newest checkpoint that is whole, and delete the newer ones that are not.
+
+    One after the epoch that was told last is none either: its numbers would be missing for good.
+    """
     for folder in reversed(_all_checkpoints(checkpoints)):
-        if durable.sealed(folder):
+        if _epoch_of(folder) <= told and durable.sealed(folder):
             return folder
         shutil.rmtree(folder, ignore_errors=True)
     return None

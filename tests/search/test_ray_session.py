@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from search import ray_session
+from search.ray_session import RaySession
+from search.resources import Room
+
+
+def test_this_machine_has_the_processors_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 5})
+    monkeypatch.setattr(ray_session, "_gpus", lambda: 2)
+    assert ray_session.room() == Room(3.0, 2.0, "this machine")
+
+
+def test_a_named_cluster_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    asked = []
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "init", lambda address, **options: asked.append(address))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 8.0, "memory": 1.0})
+    assert ray_session.room() == Room(64.0, 8.0, "the cluster at present", grows=True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {})
+    assert ray_session.room() == Room(0.0, 0.0, "the cluster at present", grows=True)
+    assert asked == ["10.0.0.1:6379"] * 2
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_ray_that_runs_already_is_used_and_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda *arguments, **options: pytest.fail("Ray was started twice"))
+    with RaySession(Room(2.0, 0.0, "here")) as session:
+        session.start()
+        session.start()
+    assert ray.is_initialized()
+
+
+def test_a_ray_of_our_own_is_reachable_from_here_only_and_ends_with_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    calls = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **options: calls.append((address, options)))
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    with RaySession(Room(3.0, 1.0, "here")):
+        pass
+    assert calls == [], "a complete study needs no Ray"
+    with RaySession(Room(3.0, 1.0, "here")) as session:
+        session.start()
+    (address, options), ended = calls
+    assert (address, ended) == ("local", "shutdown")
+    assert (options["num_cpus"], options["num_gpus"], options["include_dashboard"]) == (3, 1, False)
+    assert "_node_ip_address" not in options or options["_node_ip_address"] == "127.0.0.1"
+
+
+def test_slots_find_this_project_and_a_workload_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+    found = ray_session._python_path()
+    assert found[0] == str(Path(ray_session.__file__).resolve().parent.parent)
+    assert str(tmp_path) in found and str(Path.cwd()) in found
+    assert not any("site-packages" in path for path in found)
