@@ -101,8 +101,20 @@ def prediction_grid(
         axis.set_title(title, fontsize=9)
     for row, example in enumerate(examples):
         axes[row][0].set_ylabel(example.name[-28:], fontsize=7)
-    _legend(figure, class_names, colours, skip_first=not multilabel)
+    legend(figure, class_names, colours, skip_first=not multilabel)
     return _write(figure, path)
+
+
+def strips(path: Path, examples: Sequence[Example], *, multilabel: bool, thr: float = 0.5, side: int = 128) -> Path:
+    """Write a row for each example: input, prediction over it, truth over it; in milliseconds, for use in training."""
+    from PIL import Image as Pillow
+
+    colours = default_colours(multilabel)
+    rows = [_strip(example, colours, multilabel=multilabel, thr=thr) for example in examples]
+    zoom = max(1, side // rows[0].shape[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Pillow.fromarray(np.concatenate(rows).repeat(zoom, axis=0).repeat(zoom, axis=1)).save(path)
+    return path
 
 
 def overlay(
@@ -119,7 +131,7 @@ def overlay(
     figure, axes = _panels(1, 1, inches=4.5)
     axes[0][0].imshow(blend(as_picture(image), painted, alpha))
     axes[0][0].set_title(title, fontsize=9)
-    _legend(figure, class_names, colours, skip_first=tuple(colours[0]) == (0, 0, 0))
+    legend(figure, class_names, colours, skip_first=tuple(colours[0]) == (0, 0, 0))
     return _write(figure, path)
 
 
@@ -163,15 +175,26 @@ def paint(mask: Image, colours: Sequence[Colour], *, multilabel: bool) -> Painte
     return composite_map(mask == 1, 0.5, colours) if multilabel else class_map(mask, colours)
 
 
+def paint_prediction(probability: Image, colours: Sequence[Colour], *, multilabel: bool, thr: float = 0.5) -> Painted:
+    """Return what is predicted, from probabilities (K, H, W), in its colours."""
+    return composite_map(probability, thr, colours) if multilabel else class_map(probability.argmax(0), colours)
+
+
+def _strip(example: Example, colours: Sequence[Colour], *, multilabel: bool, thr: float) -> Painted:
+    """Return (H + 1, 3 W + 2, 3): the pictures side by side, white between them."""
+    picture = as_picture(example.image)
+    shown = [picture, blend(picture, paint_prediction(example.probability, colours, multilabel=multilabel, thr=thr))]
+    if example.mask is not None:
+        shown.append(blend(picture, paint(example.mask, colours, multilabel=multilabel)))
+    framed = [np.pad(panel, ((0, 1), (0, 1), (0, 0)), constant_values=255) for panel in shown]
+    return np.concatenate(framed, axis=1)[:, :-1]
+
+
 def _draw_example(axes: Any, example: Example, multilabel: bool, thr: float, colours: Sequence[Colour]) -> None:
     axes[0].imshow(as_picture(example.image))
     for axis, probability in zip(axes[1:], example.probability, strict=False):
         axis.imshow(probability, cmap="viridis", vmin=0, vmax=1)
-    predicted = (
-        composite_map(example.probability, thr, colours)
-        if multilabel
-        else class_map(example.probability.argmax(0), colours)
-    )
+    predicted = paint_prediction(example.probability, colours, multilabel=multilabel, thr=thr)
     place = 1 + len(example.probability)
     axes[place].imshow(predicted)
     if example.mask is not None:
@@ -192,7 +215,8 @@ def _panels(rows: int, columns: int, inches: float = 1.6) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _legend(figure: Any, class_names: Sequence[str], colours: Sequence[Colour], *, skip_first: bool) -> None:
+def legend(figure: Any, class_names: Sequence[str], colours: Sequence[Colour], *, skip_first: bool) -> None:
+    """Name the colours below a figure; `skip_first` for a background that is black anyway."""
     from matplotlib.patches import Patch
 
     patches = [

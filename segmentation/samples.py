@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -95,8 +96,12 @@ class Samples:
         return tuple(self._table.column("image_shape")[index].as_py())
 
     def seal(self, indices: Iterable[int]) -> Samples:
-        """Return the same samples with these kept shut outside `with test_split_open()`."""
-        return Samples(self.path, frozenset(indices))
+        """Return the same samples with these kept shut outside `with test_split_open()`.
+
+        The last ones asked for are kept: a process that trains one trial after another finds them in memory.
+        """
+        state = self.path.stat()
+        return _sealed(self.path, frozenset(indices), state.st_ino, state.st_mtime_ns)
 
     def refuse_sealed(self, index: int) -> None:
         """Raise TestSplitError if the sample belongs to a test split that is not open."""
@@ -106,6 +111,11 @@ class Samples:
     def _array(self, column: str, index: int, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
         shape = self._table.column(f"{column}_shape")[index].as_py()
         return self._bytes[column][index].view(kind).reshape(shape)
+
+
+@functools.lru_cache(maxsize=1)
+def _sealed(path: Path, indices: frozenset[int], inode: int, changed_ns: int) -> Samples:
+    return Samples(path, indices)
 
 
 def write(samples: Iterable[Sample], stream: IO[bytes]) -> int:

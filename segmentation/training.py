@@ -13,7 +13,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +117,8 @@ class Progress:
     plateau_stalls: int = 0
     plateau_scale: float = 1.0
     """What plateau has multiplied the learning rate with so far."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Metrics of each epoch, so that a checkpoint alone can show its curves."""
 
 
 @dataclass
@@ -149,6 +151,7 @@ def fit(
     train_batches: Callable[[int], Iterable[Batch]],
     validate: Callable[[nn.Module], Mapping[str, float]],
     meta: Mapping[str, Any],
+    draw: Callable[[nn.Module, Path], None] | None = None,
     resume: Path | None = None,
     steps_per_epoch: int = 0,
 ) -> Iterator[Epoch]:
@@ -158,6 +161,7 @@ def fit(
     train_batches: the batches of an epoch, by its number from 1: image, mask, index.
     validate: scores of a network in evaluation mode.
     meta: plain data for the checkpoints; epoch, metrics and stop_reason are added.
+    draw: write a picture of what a network predicts.
     resume: checkpoint folder of one of these epochs; the run goes on after it.
     steps_per_epoch: lets the learning rate change with every step; 0: with every epoch.
 
@@ -170,7 +174,7 @@ def fit(
         try:
             if resume is not None:
                 _restore(loop, resume)
-            yield from _epochs(loop, train_batches, validate, meta)
+            yield from _epochs(loop, train_batches, validate, meta, draw)
         finally:
             _release(loop)
 
@@ -180,6 +184,7 @@ def _epochs(
     train_batches: Callable[[int], Iterable[Batch]],
     validate: Callable[[nn.Module], Mapping[str, float]],
     meta: Mapping[str, Any],
+    draw: Callable[[nn.Module, Path], None] | None,
 ) -> Iterator[Epoch]:
     progress = loop.progress
     while not stop_reason(loop.config, progress):
@@ -189,8 +194,10 @@ def _epochs(
         lr = float(loop.optimizer.param_groups[0]["lr"])
         metrics = {"train_loss": train_loss, **_validate(loop, validate), "lr": lr}
         note(loop.config, progress, metrics)
+        progress.history.append(metrics)
         reason = stop_reason(loop.config, progress)
-        yield Epoch(progress.epoch, metrics, _saver(loop, {**meta, "metrics": metrics, "stop_reason": reason}))
+        save = _saver(loop, {**meta, "metrics": metrics, "stop_reason": reason})
+        yield Epoch(progress.epoch, metrics, save, _drawer(loop, draw))
         if reason:
             logger.info("stopped after epoch %d: %s", progress.epoch, reason)
 
@@ -438,10 +445,21 @@ def _saver(loop: Loop, meta: Mapping[str, Any]) -> Callable[[Path], None]:
     return save
 
 
+def _drawer(loop: Loop, draw: Callable[[nn.Module, Path], None] | None) -> Callable[[Path], None] | None:
+    if draw is None:
+        return None
+
+    def drawn(path: Path) -> None:
+        with torch.inference_mode(), autocast(loop.device, loop.dtype):
+            draw(loop.best_model.eval(), path)
+
+    return drawn
+
+
 def _state(loop: Loop) -> dict[str, Any]:
     """Return all that the run needs to go on, besides the weights in use."""
     state: dict[str, Any] = {
-        "progress": dict(vars(loop.progress)),
+        "progress": asdict(loop.progress),
         "optimizer": loop.optimizer.state_dict(),
         "scaler": loop.scaler.state_dict(),
     }

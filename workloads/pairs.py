@@ -9,85 +9,53 @@ no tile overlaps another split's.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import nn
 
-from segmentation import augmentation, images, normalisation, splits, tiling
+from segmentation import (
+    augmentation,
+    checkpoints,
+    evaluation,
+    images,
+    losses,
+    networks,
+    normalisation,
+    splits,
+    training,
+)
+from segmentation import figures as drawing
 from segmentation.augmentation import Augmentation
-from segmentation.cache import cached, content_hash
-from segmentation.epoch import DataError
-from segmentation.loading import generator
-from segmentation.normalisation import Normalise
-from segmentation.samples import Sample, Samples, size_text
+from segmentation.epoch import Epoch, Evaluation
+from segmentation.loading import batches
+from segmentation.losses import Loss
+from segmentation.metrics import Convention
+from segmentation.networks import Network
+from segmentation.normalisation import Normalise, Normaliser
+from segmentation.prediction import predict_tiles
+from segmentation.samples import Samples
 from segmentation.splits import Splits
-from segmentation.tiling import Window
+from segmentation.training import Batch, TrainingConfig
+from workloads import _model
+from workloads._pairs import dataset, figures
+from workloads._pairs.dataset import Data
 
-Array = np.ndarray[Any, Any]
-Pair = tuple[str, Path, Path]
+__all__ = ["Config", "evaluate", "inspect", "metrics", "predict", "prepare", "train"]
 
-EMBEDDED = Path(__file__).parent / "data" / "nuclei"
-EMBEDDED_CLASSES = ("background", "interior", "boundary")
-# Part of the cache's key: raise it where the same files and settings are to be decoded otherwise.
-VERSION = 1
-LISTED = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Where images and masks lie, what the masks mean, and how they are cut and split."""
-
-    root: str = ""
-    """Folder of the data; empty: the nuclei that come with this package."""
-    images: str = "images"
-    """Folder of the images, below root."""
-    masks: str = "masks"
-    """Folder of the masks, below root; each has its image's name, whatever the suffix."""
-    mask_suffix: str = ""
-    """Text that follows the image's name in the name of its mask, such as _mask."""
-    classes: int = 3
-    """Classes, background included."""
-    class_names: tuple[str, ...] = ()
-    """Name of each class; empty: made up."""
-    value_map: tuple[int, ...] = ()
-    """Mask value of each class, in order, such as [0, 255]; empty: 0, 1, 2, ..."""
-    ignore_index: int = 255
-    """Mask value of pixels that count for nothing, unless it is the value of a class."""
-    tile: int = 64
-    """Height and width of a tile, in pixels; 0: whole images."""
-    stride: int = 0
-    """Distance between tiles, in pixels; 0: as far as a tile is wide."""
-    channels: Literal[0, 1, 3] = 0
-    """Channels of every image: 1 makes greys of colours, 3 repeats greys; 0: as stored."""
-    min_size: int = 8
-    """Smallest height and width that an image may have, in pixels."""
-    group: Literal["image", "region", "prefix"] = "image"
-    """What stays in one split: an image, a region of an image, or all images whose names begin alike. With fewer than
-    three images, regions stand for images."""
-    prefix_end: str = "_"
-    """prefix: what ends the common beginning of the names, at its first place."""
-    region: int = 0
-    """region: height and width of a region, in pixels; 0: one tile, or two where tiles overlap."""
-    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
-    """Parts of the samples for training, validation and test."""
-    split_seed: int = 0
-    """Another number, other splits."""
-    cache: str = ""
-    """Folder for decoded samples; empty: $SEGMENTATION_CACHE, or ~/.cache/segmentation-search."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings that contradict each other."""
-        _check_classes(self)
-        _check_cutting(self)
+CONVENTION = Convention()
+EVALUATION_BATCH = 64
+SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(TrainingConfig):
     """Everything that can be set."""
 
     data: Data = field(default_factory=Data)
@@ -96,332 +64,266 @@ class Config:
     """How pixel values are scaled."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How training samples are varied."""
+    network: Network = field(default_factory=Network)
+    """Which network, and how large."""
+    loss: Loss = field(default_factory=Loss)
+    """What is made small."""
+    loader_workers: int = 0
+    """Processes that read a set too large for memory; more than there are CPUs are not started."""
+    flips: bool = False
+    """Average predictions over mirrored images in evaluate and predict; four times as slow."""
+    overlap: float = 0.5
+    """How much the tiles overlap from which predict makes an image, as a part of their side."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loader_workers < 0:
+            raise ValueError(f"loader_workers: got {self.loader_workers}; expected 0 or more")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap: got {self.overlap}; expected 0 or more, and less than 1")
+        if self.loss.class_weights and len(self.loss.class_weights) != self.data.classes:
+            raise ValueError(
+                f"loss.class_weights: got {len(self.loss.class_weights)}; expected one for each of {self.data.classes}"
+            )
+
+    @classmethod
+    def debug(cls) -> Config:
+        """Return seconds on a CPU."""
+        return cls(epochs=2, lr=1e-2, network=Network(name="tinyunet", base=4))
+
+
+def metrics(config: Config) -> dict[str, str]:
+    """Return what an epoch reports and which way is better."""
+    scores = evaluation.conventions(dataset.class_names(config.data), CONVENTION, multilabel=False)
+    return {"train_loss": "min", "val_loss": "min", **{f"val_{name}": "max" for name in scores}, "lr": "max"}
 
 
 def prepare(config: Config) -> dict[str, Any]:
-    """Check the data and decode it once for this machine; return the manifest.
+    """Check the data and decode it once for this machine; build the network once; return the data's manifest.
 
     Raises:
-        DataError: naming the file, for whatever cannot be used.
+        DataError: naming the file that cannot be used, or pretrained weights that cannot be had.
     """
-    samples, made = load(config.data)
-    return manifest(config.data, samples, made)
+    samples, made = dataset.load(config.data)
+    build_network(config, samples.shape(0)[0])
+    return dataset.manifest(config.data, samples, made)
 
 
-def load(data: Data) -> tuple[Samples, Splits]:
-    """Return the tiles and who has which; test tiles are sealed until evaluation opens them."""
-    pairs = find_pairs(data)
-    samples = cached(_key(data, pairs), lambda: decode(data, pairs), folder=Path(data.cache) if data.cache else None)
-    key = "region" if _by_region(data, len(pairs)) else data.group
-    made = splits.split(samples.names, samples.groups, fractions=data.fractions, seed=data.split_seed, key=key)
-    return samples.seal(made.test), made
-
-
-def class_names(data: Data) -> tuple[str, ...]:
-    """Return the name of each class."""
-    if data.class_names:
-        return data.class_names
-    if not data.root and data.classes == len(EMBEDDED_CLASSES):
-        return EMBEDDED_CLASSES
-    return tuple(f"class{index}" for index in range(data.classes))
-
-
-def find_pairs(data: Data) -> list[Pair]:
-    """Return name, image and mask of each pair, in order of name.
+def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
+    """Yield one epoch of training after the other; `resume` is a checkpoint folder that one of them saved.
 
     Raises:
-        DataError: for a missing or empty folder, two files of one name, and whatever lacks its other half.
+        DataError: if the data, or a checkpoint to start from, cannot be used.
+        NonFiniteError: if a loss becomes nan or infinite.
     """
-    root = Path(data.root).expanduser() if data.root else EMBEDDED
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; data.root should hold {data.images}/ and {data.masks}/")
-    pictures = _by_name(root / data.images, "", data)
-    masks = _by_name(root / data.masks, data.mask_suffix, data)
-    lonely = {"image without mask": pictures.keys() - masks, "mask without image": masks.keys() - pictures}
-    problems = [f"{len(names)} {what}: {_listed(names)}" for what, names in lonely.items() if names]
-    if problems:
-        raise DataError(f"{root}: {'; '.join(problems)}; an image and its mask have the same name")
-    return [(name, pictures[name], masks[name]) for name in sorted(pictures)]
-
-
-def decode(data: Data, pairs: Sequence[Pair]) -> Iterator[Sample]:
-    """Yield the tiles of each pair, one pair in memory at a time."""
-    by_region = _by_region(data, len(pairs))
-    common = _common_size(pairs) if data.tile == 0 else (0, 0)
-    first: tuple[Path, Array] | None = None
-    for name, image_path, mask_path in pairs:
-        image, mask = _read_pair(data, image_path, mask_path)
-        first = first or (image_path, image[:, :1, :1].copy())
-        _refuse_other_kind(image_path, image, *first)
-        yield from _cut(data, name, image, mask, common, by_region)
-
-
-def to_classes(mask: Array, data: Data, path: Path) -> Array:
-    """Return (H, W) uint8 class ids of stored mask values; `ignore_index` stays.
-
-    Raises:
-        DataError: naming the file and the values that belong to no class.
-    """
-    values = data.value_map or tuple(range(data.classes))
-    found = np.unique(mask)
-    if stray := sorted(set(found.tolist()) - {*values, data.ignore_index}):
-        allowed = ", ".join(map(str, values))
-        remedy = f"expected {allowed}, or {data.ignore_index} to ignore; list each class's value in data.value_map"
-        raise DataError(f"{path}: values {_listed(stray)} are outside the {data.classes} classes; {remedy}")
-    classes = np.full(mask.shape, data.ignore_index, np.uint8)
-    for index, value in enumerate(values):
-        classes[mask == value] = index
-    return classes
-
-
-def manifest(data: Data, samples: Samples, made: Splits) -> dict[str, Any]:
-    """Return what the data is, from notes made while decoding: no test sample is opened.
-
-    Raises:
-        DataError: if fewer than two classes occur.
-    """
-    notes = [samples.extra(index) for index in range(len(samples))]
-    counts = np.array([json.loads(note["pixels"]) for note in notes])  # (N, K)
-    sizes = np.array([json.loads(note["size"]) for note in notes])
-    _refuse_single_class(data, counts)
-    per_split = {name: counts[list(made[name])].sum(axis=0) for name in splits.NAMES}
-    names = class_names(data)
-    return {
-        "sha256": content_hash(_files(find_pairs(data)), folder=Path(data.cache) if data.cache else None),
-        "samples": {name: len(made[name]) for name in splits.NAMES},
-        "groups": {name: len({made.groups[index] for index in made[name]}) for name in splits.NAMES},
-        "group_key": made.key,
-        "split_seed": made.seed,
-        "images": len({note["image"] for note in notes}),
-        "size_range": [sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()],
-        "sample_shape": list(samples.shape(0)),
-        "class_shares": {
-            name: dict(zip(names, (pixels / max(pixels.sum(), 1)).tolist(), strict=True))
-            for name, pixels in per_split.items()
+    samples, made = dataset.load(config.data)
+    normaliser = normalisation.build(config.normalise, samples, made.train)
+    training.seed_everything(config.seed)
+    for epoch in training.fit(
+        config,
+        model=build_network(config, samples.shape(0)[0]),
+        loss=losses.build(config.loss, multilabel=False, ignore_index=config.data.ignore_index),
+        train_batches=_train_batches(config, samples, made, normaliser),
+        validate=_validator(config, samples, made, normaliser),
+        draw=_drawer(config, samples, made.validation, normaliser),
+        meta={
+            **_model.meta("pairs", config, dataset.class_names(config.data), normaliser, synthetic=False),
+            "in_channels": samples.shape(0)[0],
         },
-        "synthetic": False,
-        "warnings": list(_warnings(data, made, per_split)),
-    }
+        resume=resume,
+        steps_per_epoch=-(-len(made.train) // config.batch_size),
+    ):
+        yield _model.with_splits(epoch, made)
+
+
+def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
+    """Score a checkpoint folder on a split, with intervals over its groups, and draw some of its predictions.
+
+    Raises:
+        DataError: if the checkpoint is damaged, or samples of the test split were used in its training.
+    """
+    config, model, normaliser = load(checkpoint)
+    samples, made = dataset.load(config.data)
+    _model.refuse_seen(checkpoint, made)
+    names = dataset.class_names(config.data)
+    with splits.test_split_open():
+        indices = splits.indices(made, split)
+        found = _score(config, model, samples, indices, normaliser)
+        drawn = _draw(config, model, samples, indices, normaliser, out_dir)
+    scored = evaluation.evaluation(
+        found,
+        [made.groups[index] for index in found.index],
+        names,
+        multilabel=False,
+        convention=CONVENTION,
+        details={"split": split, "group_key": made.key, "synthetic": False, "flips": config.flips},
+    )
+    curves = _model.save_curves(out_dir / "curves.png", checkpoint, "val_mean_iou")
+    return dataclasses.replace(scored, figures=(*drawn, *curves))
+
+
+def predict(checkpoint: Path, source: Path, out_dir: Path) -> list[Path]:
+    """Write for each image in a file or folder NAME_mask.png, in the values of the data's masks, and NAME_overlay.png.
+
+    Raises:
+        DataError: if the checkpoint or an image cannot be used.
+    """
+    config, model, normaliser = load(checkpoint)
+    channels = checkpoints.read_meta(checkpoint)["in_channels"]
+    values = np.array(config.data.value_map or range(config.data.classes), dtype=np.uint8)
+    written = []
+    for path in [source] if source.is_file() else images.list_images(source):
+        image = dataset.read_channels(path, channels)
+        seen = normaliser(torch.from_numpy(image)[None])[0]
+        probability = predict_tiles(
+            model,
+            seen.to(next(model.parameters()).device),
+            tile=config.data.tile or max(seen.shape),
+            multilabel=False,
+            overlap=config.overlap,
+            flips=config.flips,
+        )
+        classes = probability.argmax(0).cpu().numpy()
+        stem = path.relative_to(source).with_suffix("") if path != source else Path(path.stem)
+        written += _write_prediction(out_dir / stem, image, classes, values)
+    return written
 
 
 def inspect(config: Config, out_dir: Path) -> list[Path]:
     """Draw four training samples: as stored, with their mask, and augmented; return the picture's path."""
-    samples, made = load(config.data)
+    samples, made = dataset.load(config.data)
     train = splits.indices(made, "train")
-    shown = [train[place] for place in np.linspace(0, len(train) - 1, min(4, len(train))).astype(int)]
+    shown = [train[place] for place in np.linspace(0, len(train) - 1, min(SHOWN, len(train))).astype(int)]
+    normaliser = normalisation.build(config.normalise, samples, made.train)
     out_dir.mkdir(parents=True, exist_ok=True)
     splits.write(made, out_dir / "splits.json")
+    names, ignored = dataset.class_names(config.data), config.data.ignore_index
     path = out_dir / "samples.png"
-    _draw(config, samples, train, shown, path)
-    return [path]
+    return [figures.save_samples(path, samples, shown, normaliser, config.augmentation, names, ignored)]
 
 
-def _check_classes(data: Data) -> None:
-    if not 2 <= data.classes <= 255:
-        raise ValueError(f"classes: got {data.classes}; expected 2 to 255, background included")
-    if not 0 <= data.ignore_index <= 255 or data.ignore_index < data.classes:
-        raise ValueError(f"ignore_index: got {data.ignore_index}; expected {data.classes} to 255, which no class has")
-    for name, given in (("class_names", data.class_names), ("value_map", data.value_map)):
-        if given and (len(given) != data.classes or len(set(given)) != len(given)):
-            raise ValueError(f"{name}: got {list(given)}; expected {data.classes} different ones, one for each class")
+def build_network(config: Config, in_channels: int) -> nn.Module:
+    """Return the network with freshly drawn weights, or an encoder's pretrained ones."""
+    return networks.build(config.network, in_channels, config.data.classes)
 
 
-def _check_cutting(data: Data) -> None:
-    for name in ("tile", "stride", "region", "min_size"):
-        if getattr(data, name) < 0:
-            raise ValueError(f"{name}: got {getattr(data, name)}; expected 0 or more pixels")
-    if data.stride > data.tile:
-        raise ValueError(f"stride: got {data.stride}; expected at most the tile of {data.tile}, or pixels are left out")
-    if data.tile == 0 and data.group == "region":
-        raise ValueError("group: got region with tile 0; whole images cannot be split by region")
-    if 0 < data.region < data.tile:
-        raise ValueError(f"region: got {data.region}; expected at least the tile of {data.tile}")
-    if min(data.fractions) <= 0 or abs(sum(data.fractions) - 1) > 1e-6:
-        raise ValueError(f"fractions: got {list(data.fractions)}; expected three positive numbers that sum to 1")
+def load(checkpoint: Path) -> tuple[Config, nn.Module, Normaliser]:
+    """Return a checkpoint's configuration, its network on the configured device, and how images are scaled for it.
+
+    Raises:
+        DataError: if a file is missing or damaged, or the checkpoint is another workload's.
+    """
+    return _model.restore(checkpoint, "pairs", Config, _without_weights)
 
 
-def _by_region(data: Data, count: int) -> bool:
-    return data.group == "region" or (data.group == "image" and count < len(splits.NAMES) and data.tile > 0)
+def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
+    network = networks.without_weights(config.network)
+    return build_network(dataclasses.replace(config, network=network), record["in_channels"])
 
 
-def _by_name(folder: Path, suffix: str, data: Data) -> dict[str, Path]:
-    """Return the pictures of a folder by their names without suffixes, folders below it included."""
-    found: dict[str, Path] = {}
-    for path in images.list_images(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        # One folder may hold both; then the suffix alone tells them apart.
-        if not name.endswith(suffix) or (data.images == data.masks and name.endswith(data.mask_suffix) != bool(suffix)):
-            continue
-        name = name.removesuffix(suffix)
-        if name in found:
-            raise DataError(f"{folder}: {found[name].name} and {path.name} have one name; keep one of them")
-        found[name] = path
-    return found
+def _train_batches(
+    config: Config, samples: Samples, made: Splits, normaliser: Normaliser
+) -> Callable[[int], Iterator[Batch]]:
+    augment = None if config.augmentation == augmentation.NONE else augmentation.build(config.augmentation)
+    device = training.resolve_device(config.device)
+
+    def of_epoch(epoch: int) -> Iterator[Batch]:
+        return batches(
+            samples,
+            splits.indices(made, "train"),
+            batch_size=config.batch_size,
+            normalise=normaliser,
+            augment=augment,
+            shuffle=True,
+            seed=config.seed,
+            epoch=epoch,
+            loader_workers=config.loader_workers,
+            device=device,
+        )
+
+    return of_epoch
 
 
-def _files(pairs: Iterable[Pair]) -> list[Path]:
-    return [path for _, *both in pairs for path in both]
+def _validator(
+    config: Config, samples: Samples, made: Splits, normaliser: Normaliser
+) -> Callable[[nn.Module], dict[str, float]]:
+    names = dataset.class_names(config.data)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        scores = _score(config, model, samples, splits.indices(made, "validation"), normaliser)
+        return evaluation.summary(scores, names, multilabel=False, convention=CONVENTION, prefix="val_")
+
+    return validate
 
 
-def _key(data: Data, pairs: Sequence[Pair]) -> str:
-    """Return a name for what decoding gives: it depends on the files and on how they are read, not on the splits."""
-    settings = asdict(data)
-    for name in ("root", "images", "masks", "class_names", "fractions", "split_seed", "cache"):
-        del settings[name]
-    extra = json.dumps([VERSION, settings], sort_keys=True)
-    contents = content_hash(_files(pairs), extra=extra, folder=Path(data.cache) if data.cache else None)
-    return f"pairs-{hashlib.sha256(contents.encode()).hexdigest()[:32]}"
+def _score(
+    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
+) -> evaluation.ImageScores:
+    found = batches(
+        samples,
+        indices,
+        batch_size=EVALUATION_BATCH,
+        normalise=normaliser,
+        shuffle=False,
+        seed=0,
+        epoch=0,
+        loader_workers=config.loader_workers,
+        device=next(model.parameters()).device,
+    )
+    loss = losses.build_per_image(config.loss, multilabel=False, ignore_index=config.data.ignore_index)
+    ignored = config.data.ignore_index
+    return evaluation.score_batches(
+        model, found, config.data.classes, multilabel=False, ignore_index=ignored, loss=loss
+    )
 
 
-def _common_size(pairs: Sequence[Pair]) -> tuple[int, int]:
-    sizes = [images.image_size(path) for _, path, _ in pairs]
-    return max(height for height, _ in sizes), max(width for _, width in sizes)
+def _drawer(
+    config: Config, samples: Samples, indices: Sequence[int], normaliser: Normaliser
+) -> Callable[[nn.Module, Path], None]:
+    """Return what draws the same few samples at any epoch."""
+
+    def draw(model: nn.Module, path: Path) -> None:
+        drawing.strips(path, _examples(config, model, samples, indices, normaliser), multilabel=False)
+
+    return draw
 
 
-def _read_pair(data: Data, image_path: Path, mask_path: Path) -> tuple[Array, Array]:
-    """Return image (C, H, W) and mask (H, W) of class ids."""
-    image = _with_channels(images.channels_first(images.read_image(image_path)), data.channels, image_path)
-    mask = images.read_mask(mask_path)
-    if image.shape[1:] != mask.shape:
-        sizes = f"{image_path.name} is {size_text(image)}, its mask {mask_path} is {size_text(mask)}"
-        raise DataError(f"{image_path.parent}: {sizes}; they must have one size")
-    if min(mask.shape) < max(data.min_size, 1):
-        raise DataError(f"{image_path}: is {size_text(image)}; data.min_size wants at least {data.min_size} pixels")
-    return image, to_classes(mask, data, mask_path)
+def _draw(
+    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser, out_dir: Path
+) -> list[str]:
+    examples = _examples(config, model, samples, indices, normaliser)
+    names, colours = dataset.class_names(config.data), drawing.CLASS_COLOURS
+    grid = drawing.prediction_grid(out_dir / "predictions.png", examples, names, multilabel=False)
+    first = examples[0]
+    painted = drawing.paint_prediction(first.probability, colours, multilabel=False)
+    over = drawing.overlay(out_dir / "overlay.png", first.image, painted, names, colours, title=first.name)
+    return [grid.name, over.name]
 
 
-def _with_channels(image: Array, channels: int, path: Path) -> Array:
-    """Return the image with as many channels as are wanted; alpha is left out where it is not."""
-    colours = image[: len(image) - 1] if len(image) in (2, 4) else image
-    if channels in (0, len(image)):
-        return image
-    if channels == 1 and len(colours) == 3:
-        grey = np.tensordot(np.array([0.299, 0.587, 0.114]), colours, axes=1)[None]
-        return (np.rint(grey) if image.dtype.kind == "u" else grey).astype(image.dtype)
-    if len(colours) in (1, channels):
-        return np.repeat(colours, channels // len(colours), axis=0)
-    raise DataError(f"{path}: has {len(image)} channels; data.channels wants {channels}, set it to 0 to keep them")
+def _examples(
+    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
+) -> list[drawing.Example]:
+    """Return a few samples with predictions, spread over a split, those with most classes first."""
+    spread = [indices[place] for place in np.linspace(0, len(indices) - 1, min(4 * SHOWN, len(indices))).astype(int)]
+    chosen = sorted(spread, key=lambda index: -len(np.unique(samples.mask(index))))[:SHOWN]
+    image = torch.cat([normaliser(torch.from_numpy(samples.image(index).copy())[None]) for index in chosen])
+    with torch.inference_mode():
+        logits = model(image.to(next(model.parameters()).device))
+    probability = logits.float().softmax(1).cpu().numpy()
+    return [
+        drawing.Example(
+            name=samples.names[index], image=image[row].numpy(), probability=probability[row], mask=samples.mask(index)
+        )
+        for row, index in enumerate(chosen)
+    ]
 
 
-def _refuse_other_kind(path: Path, image: Array, first_path: Path, first: Array) -> None:
-    if len(image) != len(first):
-        came = f"{path} has {len(image)} channels, {first_path.name} has {len(first)}"
-        raise DataError(f"{came}; set data.channels to 1 or 3")
-    if image.dtype != first.dtype:
-        came = f"{path} holds {image.dtype}, {first_path.name} holds {first.dtype}"
-        raise DataError(f"{came}; write them as one type")
-
-
-def _cut(
-    data: Data, name: str, image: Array, mask: Array, common: tuple[int, int], by_region: bool
-) -> Iterator[Sample]:
-    """Yield the tiles of one image, or the whole of it padded to the common size."""
-    height, width = mask.shape
-    group = name.split(data.prefix_end, 1)[0] if data.group == "prefix" and data.prefix_end else name
-    if data.tile == 0:
-        yield _sample(data, name, group, image, mask, Window(0, 0, *common), name)
-        return
-    size = _region_size(data) if by_region else max(height, width)
-    for area in tiling.regions(height, width, size):
-        home = f"{name}@{area.top},{area.left}" if by_region else group
-        for window in tiling.tiles(area, data.tile, data.stride or data.tile):
-            yield _sample(data, f"{name}@{window.top},{window.left}", home, image, mask, window, name)
-
-
-def _region_size(data: Data) -> int:
-    """Return a tile's size, for most groups; twice that where tiles overlap, which they do within a region only."""
-    return data.region or data.tile * (2 if 0 < data.stride < data.tile else 1)
-
-
-def _sample(data: Data, name: str, group: str, image: Array, mask: Array, window: Window, source: str) -> Sample:
-    picture, classes = tiling.cut(image, mask, window, data.ignore_index)
-    pixels = np.bincount(classes.ravel(), minlength=256)[: data.classes]
-    note = {
-        "image": source,
-        "top": str(window.top),
-        "left": str(window.left),
-        "size": json.dumps(mask.shape),
-        "pixels": json.dumps(pixels.tolist()),
-    }
-    return Sample(name, group, picture, classes, note)
-
-
-def _refuse_single_class(data: Data, counts: Array) -> None:
-    """A mask of 0 and 255 read without a value map would train on one class, perfectly and in vain."""
-    present = counts.sum(axis=0) > 0
-    if present.sum() < 2:
-        only = class_names(data)[int(present.argmax())] if present.any() else "none"
-        ignored = f"if {data.ignore_index} is a class, say so in data.value_map, such as [0, {data.ignore_index}]"
-        raise DataError(f"{data.root}: one class occurs in all masks ({only}); nothing to learn; {ignored}")
-
-
-def _warnings(data: Data, made: Splits, per_split: dict[str, Array]) -> Iterator[str]:
-    """Yield what a person should know before believing a score."""
-    if made.key == "region" and data.group != "region":
-        yield "fewer than three images: split by region, so that scores say little about other images"
-    for name, pixels in per_split.items():
-        if missing := [label for label, count in zip(class_names(data), pixels, strict=True) if count == 0]:
-            yield f"split {name} has no pixel of {_listed(missing)}; try another data.split_seed or data.fractions"
-
-
-def _listed(values: Iterable[Any]) -> str:
-    """Return the first few in order, and how many more there are."""
-    ordered = sorted(values)
-    more = f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
-    return ", ".join(map(str, ordered[:LISTED])) + more
-
-
-def _draw(config: Config, samples: Samples, train: Sequence[int], shown: Sequence[int], path: Path) -> None:
-    import torch
-    from matplotlib.figure import Figure
-
-    normalise = normalisation.build(config.normalise, samples, train)
-    image = torch.stack([normalise(torch.from_numpy(samples.image(index).copy())[None])[0] for index in shown])
-    mask = torch.stack([torch.from_numpy(samples.mask(index).copy()).long() for index in shown])
-    moved, moved_mask = augmentation.build(config.augmentation)(image, mask, generator(0))
-    figure = Figure(figsize=(9, 2.6 * len(shown) + 0.6), layout="constrained")
-    rows = figure.subplots(len(shown), 4, squeeze=False)
-    for row, index in enumerate(shown):
-        _show(rows[row][0], image[row], f"{samples.names[index]}\n{_range(samples.image(index))}")
-        _show_mask(rows[row][1], mask[row], config.data)
-        _show(rows[row][2], moved[row], f"augmented\n{_range(moved[row].numpy())}")
-        _show_mask(rows[row][3], moved_mask[row], config.data)
-    _add_legend(figure, config.data)
-    figure.savefig(path, dpi=110)
-
-
-def _range(image: Array) -> str:
-    return f"{image.dtype} {image.min():.4g} to {image.max():.4g}"
-
-
-def _show(axes: Any, image: Any, title: str) -> None:
-    """Show one channel grey, three or more as RGB, stretched to the whole range."""
-    picture = (image[:3].permute(1, 2, 0) if len(image) >= 3 else image[0]).numpy()
-    low, high = picture.min(), picture.max()
-    axes.imshow((picture - low) / max(high - low, 1e-12), cmap="gray", interpolation="nearest")
-    axes.set_title(title, fontsize=7)
-    axes.set_axis_off()
-
-
-def _show_mask(axes: Any, mask: Any, data: Data) -> None:
-    colours = np.array([*_colours(data), (1.0, 1.0, 1.0)])
-    axes.imshow(colours[mask.numpy().clip(0, data.classes)], interpolation="nearest")
-    axes.set_title("mask", fontsize=7)
-    axes.set_axis_off()
-
-
-def _colours(data: Data) -> list[tuple[float, float, float]]:
-    """Return black for the first class, and one colour for each other."""
-    import matplotlib as mpl
-
-    wheel = mpl.colormaps["tab10" if data.classes <= 11 else "hsv"]
-    picked = [wheel(index if data.classes <= 11 else index / data.classes) for index in range(data.classes - 1)]
-    return [(0.0, 0.0, 0.0), *((red, green, blue) for red, green, blue, _ in picked)]
-
-
-def _add_legend(figure: Any, data: Data) -> None:
-    from matplotlib.patches import Patch
-
-    named = [*zip(class_names(data), _colours(data), strict=True), ("ignored", (1.0, 1.0, 1.0))]
-    handles = [Patch(facecolor=colour, edgecolor="grey", label=name) for name, colour in named[:12]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)
+def _write_prediction(
+    stem: Path, image: np.ndarray[Any, Any], classes: np.ndarray[Any, Any], values: np.ndarray[Any, Any]
+) -> list[Path]:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    mask, over = stem.with_name(f"{stem.name}_mask.png"), stem.with_name(f"{stem.name}_overlay.png")
+    Image.fromarray(values[classes]).save(mask)
+    painted = drawing.class_map(classes)
+    Image.fromarray(drawing.blend(drawing.as_picture(image), painted)).save(over)
+    return [mask, over]

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import configuration
 from segmentation import augmentation, checkpoints, evaluation, losses, normalisation, splits, training
 from segmentation import figures as drawing
 from segmentation.augmentation import Augmentation
@@ -34,6 +33,7 @@ from segmentation.normalisation import Normalise
 from segmentation.samples import Samples
 from segmentation.splits import Splits
 from segmentation.training import TrainingConfig
+from workloads import _model
 from workloads._telescope import dataset, figures, focal_plane, observation, reader, runlog, scores, transfer
 from workloads._telescope.dataset import Data
 from workloads._telescope.generator import Synthetic
@@ -197,11 +197,12 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         loss=losses.build(config.loss, multilabel=True),
         train_batches=_train_batches(config, model, samples, made, normaliser),
         validate=_validator(config, samples, made, normaliser),
-        meta=_meta(config, normaliser),
+        draw=functools.partial(_draw_strips, config, samples, made.validation, normaliser),
+        meta=_model.meta("telescope", config, channel_names(config), normaliser, synthetic=not config.data.root),
         resume=resume,
         steps_per_epoch=-(-len(made.train) // config.batch_size),
     ):
-        kept = dataclasses.replace(epoch, save=functools.partial(_save, epoch, made))
+        kept = _model.with_splits(epoch, made)
         if run:
             run.add(kept)
         yield kept
@@ -217,7 +218,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
     """
     config, model, normaliser = load(checkpoint)
     samples, made = dataset.load(config.data, config.variant)
-    dataset.refuse_seen(checkpoint, made)
+    _model.refuse_seen(checkpoint, made)
     with splits.test_split_open():
         indices = splits.indices(made, split)
         found = _score(config, model, normaliser, samples, indices)
@@ -237,7 +238,8 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
             "synthetic": not config.data.root,
         },
     )
-    return dataclasses.replace(scored, figures=tuple(drawn))
+    curves = _model.save_curves(out_dir / "curves.png", checkpoint, "mean_iou")
+    return dataclasses.replace(scored, figures=(*drawn, *curves))
 
 
 def predict(checkpoint: Path, source: Path, out_dir: Path) -> list[Path]:
@@ -306,15 +308,7 @@ def load(checkpoint: Path) -> tuple[Config, nn.Module, normalisation.Normaliser]
         CheckpointError: if a file is missing or damaged.
         DataError: if it is another workload's.
     """
-    meta = checkpoints.read_meta(checkpoint)
-    if meta.get("workload") != "telescope":
-        raise DataError(f"{checkpoint}: made by workload {meta.get('workload')!r}; expected 'telescope'")
-    config = configuration.build(Config, meta["config"])
-    model = build_network(config)
-    checkpoints.load_weights(checkpoint, model)
-    # A checkpoint made on a GPU has to be of use on a machine without.
-    wanted = config.device if config.device == "auto" or torch.cuda.is_available() else "cpu"
-    return config, model.to(training.resolve_device(wanted)).eval(), normalisation.from_dict(meta["normalise"])
+    return _model.restore(checkpoint, "telescope", Config, lambda config, _: build_network(config))
 
 
 def _train_batches(
@@ -369,21 +363,6 @@ def _validator(config: Config, samples: Samples, made: Splits, normaliser: norma
     return validate
 
 
-def _meta(config: Config, normaliser: normalisation.Normaliser) -> dict[str, Any]:
-    return {
-        "workload": "telescope",
-        "config": configuration.to_values(config),
-        "classes": list(channel_names(config)),
-        "normalise": normaliser.to_dict(),
-        "synthetic": not config.data.root,
-    }
-
-
-def _save(epoch: Epoch, made: Splits, folder: Path) -> None:
-    epoch.save(folder)
-    splits.write(made, folder / "splits.json")
-
-
 def _run_folder(config: Config, made: Splits, resume: Path | None) -> RunFolder | None:
     if not config.out:
         return None
@@ -429,23 +408,44 @@ def _draw(
     indices: tuple[int, ...],
     out_dir: Path,
 ) -> list[str]:
-    """Draw a few samples chosen by the seed, only those read, most of them with something to see."""
-    rng = np.random.default_rng(config.seed)
-    order = [int(index) for index in rng.permutation(indices)[:24]]
-    chosen = sorted(order, key=lambda index: not samples.mask(index).any())[:4]
-    examples = []
-    for index in chosen:
-        image = torch.from_numpy(samples.image(index).copy())
-        seen, probability = _probabilities(model, normaliser, image)
-        examples.append(
-            drawing.Example(name=samples.names[index], image=seen, probability=probability, mask=samples.mask(index))
-        )
+    """Draw a few samples, most of them with something to see."""
+    examples = _examples(config, model, normaliser, samples, indices)
     names = figures.CLASS_NAMES[config.variant]
     grid, scatter = out_dir / "predictions.png", out_dir / "examples.png"
     threshold = config.overlay_threshold or config.threshold
     drawing.prediction_grid(grid, examples, names, multilabel=True, thr=threshold)
     figures.save_examples(scatter, examples, variant=config.variant, thr=threshold)
     return [grid.name, scatter.name]
+
+
+def _draw_strips(
+    config: Config,
+    samples: Samples,
+    indices: tuple[int, ...],
+    normaliser: normalisation.Normaliser,
+    model: nn.Module,
+    path: Path,
+) -> None:
+    examples = _examples(config, model, normaliser, samples, indices)
+    drawing.strips(path, examples, multilabel=True, thr=config.overlay_threshold or config.threshold)
+
+
+def _examples(
+    config: Config,
+    model: nn.Module,
+    normaliser: normalisation.Normaliser,
+    samples: Samples,
+    indices: tuple[int, ...],
+) -> list[drawing.Example]:
+    """Return a few samples chosen by the seed with their predictions, only those read."""
+    rng = np.random.default_rng(config.seed)
+    order = [int(index) for index in rng.permutation(indices)[:24]]
+    examples = []
+    for index in sorted(order, key=lambda index: not samples.mask(index).any())[:4]:
+        seen, probability = _probabilities(model, normaliser, torch.from_numpy(samples.image(index).copy()))
+        mask = samples.mask(index)
+        examples.append(drawing.Example(name=samples.names[index], image=seen, probability=probability, mask=mask))
+    return examples
 
 
 def _probabilities(

@@ -10,6 +10,7 @@ import configuration
 from segmentation import images, splits
 from segmentation.epoch import DataError
 from workloads import pairs
+from workloads._pairs import dataset
 from workloads.pairs import Config, Data
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -68,9 +69,9 @@ def test_the_embedded_nuclei_are_an_ordinary_folder_of_pairs():
 
 
 def test_embedded_data_are_small_and_carry_their_licence():
-    files = [path for path in pairs.EMBEDDED.rglob("*") if path.is_file()]
+    files = [path for path in dataset.EMBEDDED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 230_000
-    assert "BSD 3-Clause" in (pairs.EMBEDDED / "LICENSE.stardist").read_text()
+    assert "BSD 3-Clause" in (dataset.EMBEDDED / "LICENSE.stardist").read_text()
 
 
 @pytest.mark.shared_data
@@ -84,13 +85,13 @@ def test_the_embedded_mask_follows_from_the_original_instances():
     cross = ndimage.generate_binary_structure(2, 1)
     instances = original["instances"]
     boundary = ndimage.grey_dilation(instances, footprint=cross) != ndimage.grey_erosion(instances, footprint=cross)
-    assert np.array_equal(np.asarray(Image.open(pairs.EMBEDDED / "images" / "nuclei.png")), original["image"])
-    mask = np.asarray(Image.open(pairs.EMBEDDED / "masks" / "nuclei.png"))
+    assert np.array_equal(np.asarray(Image.open(dataset.EMBEDDED / "images" / "nuclei.png")), original["image"])
+    mask = np.asarray(Image.open(dataset.EMBEDDED / "masks" / "nuclei.png"))
     assert np.array_equal(mask, np.where(boundary, 2, instances > 0))
 
 
 def test_tiles_show_the_pixels_they_are_named_after(folder):
-    samples, made = pairs.load(config(folder).data)
+    samples, made = dataset.load(config(folder).data)
     assert len(samples) == 6 * 2 * 3
     for index in (*made.train, *made.validation):
         name, _, place = samples.names[index].partition("@")
@@ -104,7 +105,7 @@ def test_tiles_show_the_pixels_they_are_named_after(folder):
 
 @pytest.mark.row("X6")
 def test_no_image_is_in_two_splits(folder):
-    samples, made = pairs.load(config(folder).data)
+    samples, made = dataset.load(config(folder).data)
     owner = {}
     for name in splits.NAMES:
         for index in made[name]:
@@ -115,7 +116,7 @@ def test_no_image_is_in_two_splits(folder):
 
 @pytest.mark.parametrize("stride", [0, 8])
 def test_no_pixel_of_a_single_image_is_in_two_splits(stride):
-    samples, made = pairs.load(Data(tile=32, stride=stride))
+    samples, made = dataset.load(Data(tile=32, stride=stride))
     assert made.key == "region"
     owner = np.full((512, 512), -1)
     for number, name in enumerate(splits.NAMES):
@@ -141,7 +142,7 @@ def test_two_prefixes_cannot_make_three_splits(folder):
 
 @pytest.mark.row("X7")
 def test_test_tiles_are_sealed(folder):
-    samples, made = pairs.load(config(folder).data)
+    samples, made = dataset.load(config(folder).data)
     samples.image(made.train[0])
     with pytest.raises(splits.TestSplitError):
         samples.image(made.test[0])
@@ -152,7 +153,7 @@ def test_test_tiles_are_sealed(folder):
 def test_whole_images_of_several_sizes_are_padded_and_the_padding_is_ignored(folder):
     save(np.full((30, 20), 9, np.uint8), folder / "images" / "c_6.png")
     save(np.ones((30, 20), np.uint8), folder / "masks" / "c_6.png")
-    samples, _ = pairs.load(Data(root=str(folder), tile=0))
+    samples, _ = dataset.load(Data(root=str(folder), tile=0))
     assert [samples.shape(index) for index in range(7)] == [(1, 30, 40)] * 7
     assert json.loads(samples.extra(6)["pixels"]) == [0, 600, 0]
     with splits.test_split_open():
@@ -168,14 +169,14 @@ def test_the_hash_follows_the_files_and_the_cache_follows_the_settings(folder):
     save(np.zeros((24, 40), np.uint8), folder / "images" / "a_0.png")
     changed = pairs.prepare(config(folder))
     assert changed["sha256"] != first["sha256"]
-    samples, _ = pairs.load(config(folder).data)
+    samples, _ = dataset.load(config(folder).data)
     with splits.test_split_open():
         assert samples.image(0).max() == 0
 
 
 def test_a_second_preparation_decodes_nothing(folder, monkeypatch):
     first = pairs.prepare(config(folder))
-    monkeypatch.setattr(pairs.images, "read_image", lambda path: pytest.fail(f"decoded {path} again"))
+    monkeypatch.setattr(dataset.images, "read_image", lambda path: pytest.fail(f"decoded {path} again"))
     assert pairs.prepare(config(folder, split_seed=0)) == first
 
 
@@ -232,7 +233,7 @@ def test_masks_of_0_and_255_without_a_value_map_are_refused(folder):
 
 
 def test_a_split_without_a_class_is_told_in_the_manifest(folder):
-    _, made = pairs.load(config(folder).data)
+    _, made = dataset.load(config(folder).data)
     kept = made.names[made.train[0]].partition("@")[0]
     for path in (folder / "masks").iterdir():
         if path.stem != kept:
@@ -261,7 +262,7 @@ def test_channels_are_made_alike_where_asked(folder, channels):
     grey = np.asarray(Image.open(folder / "images" / "b_3.png"))
     save(np.stack([grey] * 3, axis=-1), folder / "images" / "b_3.png")
     save(np.stack([grey] * 4, axis=-1), folder / "images" / "b_5.png")
-    samples, _ = pairs.load(config(folder, channels=channels).data)
+    samples, _ = dataset.load(config(folder, channels=channels).data)
     first = next(index for index, name in enumerate(samples.names) if name == "b_3@0,0")
     with splits.test_split_open():
         assert samples.shape(0)[0] == channels
@@ -319,7 +320,8 @@ def test_settings_that_contradict_each_other_are_refused_by_name(changed, proble
 def test_every_value_has_help_and_can_be_set(name):
     field = configuration.fields(Config)[name]
     assert field.help
-    assert configuration.to_values(configuration.build(Config, {name: field.default}))[name] is not None
+    plain = configuration.to_values(Config())
+    assert configuration.to_values(configuration.build(Config, {name: plain[name]})) == plain
 
 
 def test_an_unknown_key_names_the_nearest():

@@ -16,6 +16,7 @@ from torchmetrics.classification import MultilabelAccuracy, MultilabelJaccardInd
 import configuration
 from search import spec_file
 from segmentation import checkpoints, figures, loading, losses, metrics, normalisation, splits, training
+from segmentation import samples as storage
 from segmentation.epoch import DataError, Epoch
 from segmentation.images import image_size, read_image
 from segmentation.samples import Samples
@@ -714,6 +715,7 @@ def test_resuming_a_run_that_had_ended_logs_nothing_more(no_el):
 def test_training_never_opens_a_test_sample(cache, monkeypatch):
     config = tiny(cache, epochs=1, train_iou=True)
     _, made = dataset.load(config.data, config.variant)
+    storage._sealed.cache_clear()  # what an earlier run holds in memory would not be read again
     read, image = set(), Samples.image
     monkeypatch.setattr(Samples, "image", lambda self, index: read.add(index) or image(self, index))
     list(telescope.train(config))

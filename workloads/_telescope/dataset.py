@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from segmentation import cache, splits
-from segmentation.epoch import DataError
 from segmentation.samples import Samples
 from segmentation.splits import Splits
 from workloads._telescope import generator, reader
@@ -145,17 +144,3 @@ def _key(sources: Sequence[Source], data: Data, variant: Variant) -> str:
     extra = json.dumps([VERSION, variant, data.layout, data.group])
     contents = cache.content_hash(reader.files(sources), extra=extra, folder=folder(data))
     return f"telescope-{hashlib.sha256(contents.encode()).hexdigest()[:32]}"
-
-
-def refuse_seen(checkpoint: Path, made: Splits) -> None:
-    """Raise DataError if a test sample of today was trained on or chosen by when the checkpoint was made."""
-    path = checkpoint / "splits.json"
-    if not path.is_file():
-        return
-    then = splits.read(path)
-    seen = {then.names[index] for name in ("train", "validation") for index in then[name]}
-    if leaked := sorted(seen & {made.names[index] for index in made.test}):
-        raise DataError(
-            f"{path}: {len(leaked)} samples of the test split were used in training, such as {leaked[0]!r}; "
-            "the data or its splits have changed since; train again"
-        )

@@ -1,0 +1,95 @@
+"""What every workload keeps in a checkpoint folder besides weights, and the way back to a network that predicts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+import configuration
+from segmentation import checkpoints, figures, normalisation, splits, training
+from segmentation.epoch import DataError, Epoch
+from segmentation.normalisation import Normaliser
+from segmentation.splits import Splits
+from segmentation.training import TrainingConfig
+
+C = TypeVar("C", bound=TrainingConfig)
+
+SPLITS = "splits.json"
+
+
+def meta(
+    workload: str, config: TrainingConfig, classes: Sequence[str], normaliser: Normaliser, *, synthetic: bool
+) -> dict[str, Any]:
+    """Return what makes a checkpoint describe itself."""
+    return {
+        "workload": workload,
+        "config": configuration.to_values(config),
+        "classes": list(classes),
+        "normalise": normaliser.to_dict(),
+        "synthetic": synthetic,
+    }
+
+
+def with_splits(epoch: Epoch, made: Splits) -> Epoch:
+    """Return the epoch, its checkpoint also telling which sample was in which split."""
+
+    def save(folder: Path) -> None:
+        epoch.save(folder)
+        splits.write(made, folder / SPLITS)
+
+    return dataclasses.replace(epoch, save=save)
+
+
+def restore(
+    checkpoint: Path, workload: str, config_class: type[C], build: Callable[[C, dict[str, Any]], nn.Module]
+) -> tuple[C, nn.Module, Normaliser]:
+    """Return a checkpoint's configuration, its network on the configured device, and how images are scaled for it.
+
+    Args:
+        checkpoint: folder.
+        workload: whose it has to be.
+        config_class: of the workload.
+        build: makes the network from the configuration and the checkpoint's own record.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
+        DataError: if it is another workload's.
+    """
+    record = checkpoints.read_meta(checkpoint)
+    if record.get("workload") != workload:
+        raise DataError(f"{checkpoint}: made by workload {record.get('workload')!r}; expected {workload!r}")
+    config = configuration.build(config_class, record["config"])
+    model = build(config, record)
+    checkpoints.load_weights(checkpoint, model)
+    # A checkpoint made on a GPU has to be of use on a machine without.
+    wanted = config.device if config.device == "auto" or torch.cuda.is_available() else "cpu"
+    return config, model.to(training.resolve_device(wanted)).eval(), normalisation.from_dict(record["normalise"])
+
+
+def refuse_seen(checkpoint: Path, made: Splits) -> None:
+    """Raise DataError if a test sample of today was trained on or chosen by when the checkpoint was made."""
+    path = checkpoint / SPLITS
+    if not path.is_file():
+        return
+    then = splits.read(path)
+    seen = {then.names[index] for name in ("train", "validation") for index in then[name]}
+    if leaked := sorted(seen & {made.names[index] for index in made.test}):
+        raise DataError(
+            f"{path}: {len(leaked)} samples of the test split were used in training, such as {leaked[0]!r}; "
+            "the data or its splits have changed since; train again"
+        )
+
+
+def save_curves(path: Path, checkpoint: Path, score: str) -> list[str]:
+    """Draw losses and one score over the epochs that led to a checkpoint; return the file's name, if there are any."""
+    if not (checkpoint / checkpoints.STATE_FILE).is_file():
+        return []
+    history = checkpoints.load_state(checkpoint)["progress"].get("history", [])
+    series = {"train_loss": "training loss", "val_loss": "validation loss", score: score.replace("_", " ")}
+    figures.curves(path, history, series, title=f"epochs 1 to {len(history)}", ylabel="loss, score")
+    return [path.name] if history else []

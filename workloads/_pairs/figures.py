@@ -1,0 +1,56 @@
+"""What a person looks at before training: samples as stored, their masks, and what augmentation makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segmentation import augmentation, figures
+from segmentation.augmentation import Augmentation
+from segmentation.loading import generator
+from segmentation.normalisation import Normaliser
+from segmentation.samples import Samples
+
+COLUMNS = ("as stored", "mask", "augmented", "its mask")
+
+
+def save_samples(
+    path: Path,
+    samples: Samples,
+    shown: Sequence[int],
+    normalise: Normaliser,
+    augment: Augmentation,
+    class_names: Sequence[str],
+    ignore_index: int,
+) -> Path:
+    """Write a row for each of some samples: image, mask, and both as training may see them."""
+    from matplotlib.figure import Figure
+
+    image = torch.cat([normalise(torch.from_numpy(samples.image(index).copy())[None]) for index in shown])
+    mask = torch.stack([torch.from_numpy(samples.mask(index).copy()).long() for index in shown])
+    moved, moved_mask = augmentation.build(augment)(image, mask, generator(0))
+    figure = Figure(figsize=(9, 2.6 * len(shown) + 0.6), layout="constrained")
+    rows = figure.subplots(len(shown), len(COLUMNS), squeeze=False)
+    for row, index in enumerate(shown):
+        masks = [figures.class_map(each[row].numpy(), ignore_index=ignore_index) for each in (mask, moved_mask)]
+        pictures = [figures.as_picture(image[row].numpy()), figures.as_picture(moved[row].numpy())]
+        for axis, picture in zip(rows[row], [pictures[0], masks[0], pictures[1], masks[1]], strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+        rows[row][0].set_ylabel(samples.names[index][-28:], fontsize=7)
+        rows[row][0].set_xlabel(_range(samples.image(index)), fontsize=7)
+        rows[row][2].set_xlabel(_range(moved[row].numpy()), fontsize=7)
+    for axis, title in zip(rows[0], COLUMNS, strict=True):
+        axis.set_title(title, fontsize=9)
+    figures.legend(figure, class_names, figures.CLASS_COLOURS, skip_first=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _range(image: np.ndarray[Any, Any]) -> str:
+    return f"{image.dtype} {image.min():.4g} to {image.max():.4g}"
