@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+import configuration
 from benchmarks import BenchmarkError
-from search import service, spec_file
+from search import ray_session, service, spec_file
+from search.ray_session import RaySession
 from search.record import StudyPaths, TrialRecord
 from search.study import Study
 
@@ -45,6 +48,24 @@ def write_space(path: Path, content: Mapping[str, Any]) -> Path:
     return path
 
 
+def resolved(space: str, assignments: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the content of a search space of this repository, with some values changed."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / spec_file.FOLDER / space).read_text(encoding="utf-8"))
+    for text in assignments:
+        key, value = configuration.parse_assignment(text)
+        section, _, name = key.partition(".")
+        content[section] = {**content.get(section, {}), name: value}
+    return content
+
+
+@contextmanager
+def ray_up() -> Iterator[None]:
+    """Keep one Ray for several searches."""
+    with RaySession(ray_session.room()) as session:
+        session.start()
+        yield
+
+
 def search(folder: Path, content: Mapping[str, Any]) -> tuple[StudyPaths, list[TrialRecord]]:
     """Run a whole search in this process; return where the study is, and its trials."""
     spec = spec_file.load(str(write_space(folder / "space.yaml", content)))
@@ -60,18 +81,31 @@ def span_s(records: Sequence[TrialRecord]) -> float:
     return (finished - started).total_seconds()
 
 
-def stock(script: str, timeout_s: float = 900.0, **arguments: object) -> dict[str, Any]:
+def stock(
+    script: str, timeout_s: float = 900.0, environment: Mapping[str, str] | None = None, **arguments: object
+) -> dict[str, Any]:
     """Run a script of benchmarks/stock in a process of its own, and return the JSON object that it prints last.
 
+    Args:
+        script: its module's name.
+        timeout_s: after which it is given up.
+        environment: variables besides those of this process.
+        arguments: its flags.
     Raises:
         BenchmarkError: with the end of what it said, if it fails.
     """
     say(f"stock Ray Tune: {script} {' '.join(f'{name}={value}' for name, value in arguments.items())}")
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
     command = [sys.executable, "-m", f"benchmarks.stock.{script}", *flags]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    known = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        command,
+        cwd=ROOT,
+        env={**known, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
