@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = ("TUNE_", "RAY_AIR_NEW_OUTPUT", "RAY_CHDIR_TO_TRIAL_DIR")
 """Variables that `search` sets for its own use of Ray Tune; stock Ray Tune must not see them."""
 
-TOY = {
+TOY: dict[str, Any] = {
     "workload": "toy",
     "objective": {"metric": "score", "mode": "max"},
     "parameters": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     """Yield epochs of one step each; a step learns to blur noise. There is nothing to resume: a trial is short."""
     for number, reported in enumerate(steps(config.lr, config.epochs, config.epoch_s, config.seed), start=1):
         model = reported.pop("model")
-        yield Epoch(number, reported, lambda folder, model=model: _save(folder, model))
+        yield Epoch(number, reported, functools.partial(_save, model=model))
 
 
 def steps(lr: float, epochs: int, epoch_s: float, seed: int) -> Iterator[dict[str, Any]]:

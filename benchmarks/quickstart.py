@@ -1,7 +1,7 @@
-"""The README's first command as a person runs it, from the question to the report, next to a script with stock Ray Tune.
+"""The README's first command, from the question to the report; its search next to a script with stock Ray Tune.
 
-`wall_s` is the whole command; `search_over_stock` compares the searches alone on the same space, trials and epochs: from
-the question for the first trial to the last trial's end, start of processes included, start of Ray excluded.
+`wall_s` is the whole command. `search_over_stock` compares the searches alone on the same space, trials and epochs:
+from the question for the first trial to the last trial's end, start of processes included, start of Ray excluded.
 """
 
 from __future__ import annotations

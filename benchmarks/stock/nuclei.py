@@ -104,16 +104,16 @@ def main() -> None:
 
     ray.init("local", include_dashboard=False)
     epochs = configuration.build(pairs.Config, spec.fixed).epochs
-    objective = {"metric": "val_mean_iou", "mode": "max"}
     tuner = tune.Tuner(
         train,
         tune_config=tune.TuneConfig(
-            search_alg=OptunaSearch(space=suggest, seed=spec.search.seed, **objective),
+            metric="val_mean_iou",
+            mode="max",
+            search_alg=OptunaSearch(space=suggest, seed=spec.search.seed),
             scheduler=ASHAScheduler(
                 max_t=epochs,
                 grace_period=spec.stopping.min_epochs,
                 reduction_factor=spec.stopping.reduction,
-                **objective,
             ),
             num_samples=spec.search.trials,
         ),
@@ -123,8 +123,9 @@ def main() -> None:
     results = tuner.fit()
     wall_s = time.monotonic() - began
     ray.shutdown()
-    best = results.get_best_result(scope="all", **objective)
-    trained = sum(result.metrics["training_iteration"] for result in results if result.metrics)
+    best = results.get_best_result("val_mean_iou", "max", scope="all")
+    reported = [results[index].metrics or {} for index in range(len(results))]
+    trained = sum(metrics["training_iteration"] for metrics in reported)
     print(json.dumps({"wall_s": wall_s, "epochs": trained, "test_mean_iou": test_score(best)}))
 
 

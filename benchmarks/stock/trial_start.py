@@ -37,7 +37,7 @@ def main() -> None:
         run_config=tune.RunConfig(storage_path=given.folder),
     ).fit()
     ray.shutdown()
-    found = [result.metrics for result in results]
+    found = [results[index].metrics for index in range(len(results))]
     print(json.dumps({"trials": [(metrics["first_step"], metrics["last_step"]) for metrics in found if metrics]}))
 
 
