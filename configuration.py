@@ -246,14 +246,16 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _leaves(config_class: type, prefix: str) -> Iterator[Field]:
+def _leaves(config_class: type, prefix: str, defaults: Any = None) -> Iterator[Field]:
+    """Yield the leaves; `defaults` is what the class around this one holds where nothing is given."""
     annotations, texts = typing.get_type_hints(config_class), _field_texts(config_class)
     for field in dataclasses.fields(config_class):
         annotation = annotations[field.name]
+        default = _default(field) if defaults is None else getattr(defaults, field.name)
         if dataclasses.is_dataclass(annotation):
-            yield from _leaves(typing.cast(type, annotation), f"{prefix}{field.name}.")
+            yield from _leaves(typing.cast(type, annotation), f"{prefix}{field.name}.", default)
         else:
-            yield Field(f"{prefix}{field.name}", annotation, _default(field), texts.get(field.name, ""))
+            yield Field(f"{prefix}{field.name}", annotation, default, texts.get(field.name, ""))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

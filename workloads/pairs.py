@@ -60,7 +60,7 @@ class Config(TrainingConfig):
 
     data: Data = field(default_factory=Data)
     """What is learned from."""
-    normalise: Normalise = field(default_factory=Normalise)
+    normalise: Normalise = field(default_factory=lambda: Normalise(method="standard"))
     """How pixel values are scaled."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How training samples are varied."""

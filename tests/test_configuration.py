@@ -1,0 +1,115 @@
+"""Dotted values to dataclasses and back: every mistake is named with its remedy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+import configuration
+from configuration import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float = 0.1
+    """How fast."""
+    kind: Literal["a", "b"] = "a"
+    """Which one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    size: int = 3
+    """How large."""
+    wide: tuple[int, ...] = ()
+    """How wide,
+    level by level."""
+    name: str | None = None
+    """What it is called."""
+    on: bool = False
+    """Whether."""
+    inner: Inner = field(default_factory=lambda: Inner(rate=0.5))
+    """What is inside."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size: got {self.size}; expected at least 1")
+
+    @classmethod
+    def small(cls) -> Outer:
+        return cls(size=1)
+
+
+def test_fields_are_the_leaves_with_their_help_and_the_outer_defaults() -> None:
+    known = configuration.fields(Outer)
+    assert list(known) == ["size", "wide", "name", "on", "inner.rate", "inner.kind"]
+    assert known["inner.rate"].default == 0.5
+    assert known["wide"].help == "How wide,\nlevel by level."
+
+
+def test_nested_and_dotted_values_are_the_same() -> None:
+    dotted = configuration.build(Outer, {"inner.rate": 2, "size": 4})
+    assert dotted == configuration.build(Outer, {"inner": {"rate": 2.0}, "size": 4})
+    assert dotted == Outer(size=4, inner=Inner(rate=2.0))
+    assert isinstance(dotted.inner.rate, float)
+
+
+def test_plain_values_come_back_as_they_were() -> None:
+    config = Outer(size=7, wide=(1, 2), name="x", on=True, inner=Inner(kind="b"))
+    values = configuration.to_values(config)
+    assert values == {"size": 7, "wide": [1, 2], "name": "x", "on": True, "inner.rate": 0.1, "inner.kind": "b"}
+    assert configuration.build(Outer, values) == config
+
+
+def test_a_preset_is_what_other_values_are_laid_over() -> None:
+    assert configuration.build(Outer, {"preset": "small", "on": True}) == Outer(size=1, on=True)
+    with pytest.raises(ConfigError, match="preset"):
+        configuration.build(Outer, {"preset": "smal"})
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "problem"),
+    [
+        ({"sise": 3}, "sise", "did you mean 'size'"),
+        ({"rate": 3}, "rate", "'inner.rate'"),
+        ({"size": "3"}, "size", "'3'"),
+        ({"size": 2.5}, "size", "2.5"),
+        ({"size": True}, "size", "True"),
+        ({"size": 0}, "size", "expected at least 1"),
+        ({"inner.rate": "1e-5"}, "inner.rate", "write 1.0e-5"),
+        ({"inner.rate": None}, "inner.rate", "None"),
+        ({"inner.kind": "c"}, "inner.kind", "a"),
+        ({"wide": [1, "x"]}, "wide", "'x'"),
+        ({"on": "yes"}, "on", "'yes'"),
+        ({"inner": 3}, "inner", "did you mean 'inner.rate'"),
+    ],
+)
+def test_what_does_not_fit_is_named(values: dict[str, object], key: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configuration.build(Outer, values)
+    assert caught.value.key.startswith(key)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("lr=3e-4", "lr", 3e-4),
+        ("lr=3.0e-4", "lr", 3e-4),
+        ("a.b=[1, 2]", "a.b", [1, 2]),
+        ("name=x=y", "name", "x=y"),
+        ("on=true", "on", True),
+        ("name=null", "name", None),
+        ("data.root=/a b/c", "data.root", "/a b/c"),
+    ],
+)
+def test_assignments_are_read_as_yaml(text: str, key: str, value: object) -> None:
+    assert configuration.parse_assignment(text) == (key, value)
+
+
+@pytest.mark.parametrize("text", ["lr", "=3", "lr=[1, 2"])
+def test_what_is_no_assignment_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"key=value|as YAML"):
+        configuration.parse_assignment(text)
