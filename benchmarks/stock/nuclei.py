@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import configuration
 from search import space, spec_file
+from search.spec import SearchSpec
 from segmentation import losses, metrics, splits, training
 from segmentation.samples import Samples
 from workloads import pairs
@@ -89,6 +91,13 @@ def mean_iou(model: nn.Module, image: Tensor, mask: Tensor, config: pairs.Config
     return float(np.mean(hit / (table.sum(0) + table.sum(1) - hit)))
 
 
+def suggest(spec: SearchSpec, trial: optuna.Trial) -> dict[str, Any]:
+    """Ask for each parameter of the search space; return what is fixed beside them."""
+    for parameter in spec.parameters:
+        space.suggest(trial, parameter)
+    return dict(spec.fixed)
+
+
 def main() -> None:
     """Search; the start of Ray is not in the time."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -97,20 +106,16 @@ def main() -> None:
     given = parser.parse_args()
     spec = spec_file.load(given.space)
 
-    def suggest(trial: optuna.Trial) -> dict[str, Any]:
-        for parameter in spec.parameters:
-            space.suggest(trial, parameter)
-        return dict(spec.fixed)
-
     ray.init("local", include_dashboard=False)
     epochs = configuration.build(pairs.Config, spec.fixed).epochs
+    questions = OptunaSearch(space=partial(suggest, spec), metric="val_mean_iou", mode="max", seed=spec.search.seed)
     tuner = tune.Tuner(
         train,
         tune_config=tune.TuneConfig(
-            metric="val_mean_iou",
-            mode="max",
-            search_alg=OptunaSearch(space=suggest, seed=spec.search.seed),
+            search_alg=questions,
             scheduler=ASHAScheduler(
+                metric="val_mean_iou",
+                mode="max",
                 max_t=epochs,
                 grace_period=spec.stopping.min_epochs,
                 reduction_factor=spec.stopping.reduction,
