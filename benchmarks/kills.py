@@ -51,7 +51,7 @@ class Seen:
 def measure(
     kills: int = 30, trials: int = 40, epoch_s: float = 0.8, longest_s: float = 12.0, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the counts; all but `kills` and `while_running` should be 0."""
+    """Return the counts; `finished` should be all trials, `lost`, `finished_twice` and `repeated` 0."""
     content = {
         **_searches.TOY,
         "fixed": {"epochs": 9, "epoch_s": epoch_s},
@@ -70,7 +70,7 @@ def measure(
         return {
             "kills": seen.kills,
             "while_running": seen.while_running,
-            **count(seen, finished(paths), records, trials),
+            **count(seen, finished(paths), records),
         }
 
 
@@ -80,12 +80,13 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [(f"trials after {result['kills']} kills with SIGKILL", found, "aim: 0 of each")]
 
 
-def count(seen: Seen, at_the_end: Finished, records: list[TrialRecord], trials: int) -> dict[str, int]:
-    """Return how many trials were lost, touched after they had finished, and asked for twice."""
+def count(seen: Seen, at_the_end: Finished, records: list[TrialRecord]) -> dict[str, int]:
+    """Return how many trials ended, were lost, were touched after they had finished, and stand there twice."""
     ended = {record.number for record in records if record.state in ("complete", "stopped", "failed")}
     configurations = Counter(json.dumps(dict(record.params), sort_keys=True) for record in records)
     return {
-        "lost": len(seen.finished.keys() - (ended & at_the_end.keys())) + max(0, trials - len(ended)),
+        "finished": len(ended),
+        "lost": len(seen.finished.keys() - (ended & at_the_end.keys())),
         "finished_twice": sum(at_the_end.get(number, was) != was for number, was in seen.finished.items()),
         "repeated": sum(times - 1 for times in configurations.values()),
     }
