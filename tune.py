@@ -28,8 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
         rows = service.run(plan, sys.stderr)
         print(summary.result_text(plan, rows))
         return DONE if rows else FAILED
-    except (BadInput, OSError) as error:
+    except BadInput as error:
         return _fail(error, BAD_INPUT)
+    except OSError as error:
+        return _fail(f"{error.filename or given.runs}: {error.strerror}; --runs names another folder", BAD_INPUT)
     except (EvaluationError, SearchError) as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:

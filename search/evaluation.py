@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from search import durable, workload
-from search.errors import EvaluationError
+from search.errors import DiskError, EvaluationError, disk_error, is_disk
 from search.record import StudyPaths
 from search.spec import SearchSpec
 
@@ -45,6 +45,7 @@ def run(paths: StudyPaths, spec: SearchSpec, candidates: Sequence[Candidate], fi
 
     Raises:
         EvaluationError: naming each that failed and why.
+        DiskError: if the disk is full.
     """
     job = ray.remote(_job).options(num_cpus=spec.evaluation.cpus, num_gpus=spec.evaluation.gpus, max_retries=2)
     study = str(paths.folder.absolute())
@@ -56,6 +57,8 @@ def run(paths: StudyPaths, spec: SearchSpec, candidates: Sequence[Candidate], fi
         try:
             ray.get(ready)
             finished(name)
+        except DiskError:
+            raise
         except Exception as error:
             problems.append(f"evaluation of trial {name}: {error}")
     if problems:
@@ -63,7 +66,17 @@ def run(paths: StudyPaths, spec: SearchSpec, candidates: Sequence[Candidate], fi
 
 
 def _job(workload_name: str, study: str, plain: dict[str, Any]) -> None:
-    """Evaluate one checkpoint. Runs in a Ray worker; writes evaluation.json last, so that half a job is none."""
+    """Evaluate one checkpoint. Runs in a Ray worker."""
+    try:
+        _evaluate(workload_name, study, plain)
+    except OSError as error:
+        if is_disk(error):
+            raise disk_error(error, error.filename or study) from error
+        raise
+
+
+def _evaluate(workload_name: str, study: str, plain: dict[str, Any]) -> None:
+    """Evaluate one checkpoint and write evaluation.json last, so that half a job is none."""
     paths, candidate = StudyPaths(Path(study)), Candidate(**plain)
     checkpoint, folder = paths.folder / candidate.checkpoint, paths.evaluation(candidate.name)
     if durable.sealed(checkpoint) != candidate.sha256:
