@@ -108,7 +108,8 @@ def rank(values: Mapping[int, tuple[float, ...]], objectives: Sequence[Objective
             else list(rest)
         )
         order += sorted(front, key=lambda n: (costs_of[n], n))
-        rest = {n: cost for n, cost in rest.items() if n not in front}
+        for number in front:
+            del rest[number]
     return order + sorted(n for n in values if n not in costs_of)
 
 

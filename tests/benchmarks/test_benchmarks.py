@@ -1,0 +1,150 @@
+"""Each benchmark explains itself, and gives in a tiny setting what the README's table is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks
+from benchmarks import __main__ as command
+from benchmarks import _results, _searches, _training, big_study, kills, trial_start
+from search.record import StudyPaths, TrialRecord
+
+KEYS = {
+    "trial_start": {"first_step_s", "stock_first_step_s", "stock_over_ours"},
+    "bookkeeping": {"slot_s_per_trial_random", "slot_s_per_trial_tpe"},
+    "logging": {"on_over_off"},
+    "quickstart": {"wall_s", "trials", "test_mean_iou", "search_over_stock"},
+    "kills": {"kills", "lost", "finished_twice", "repeated"},
+    "big_study": {"trials", "driver_peak_gib", "start_s"},
+}
+NAMES = benchmarks.names()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_says_in_one_line_what_it_measures(name: str) -> None:
+    assert 20 < len(benchmarks.summary(name)) <= 120
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", NAMES)
+def test_each_measures_in_a_tiny_setting(name: str, ray_cluster: None) -> None:
+    module = benchmarks.load(name)
+    result = json.loads(json.dumps(module.measure(**module.TINY)))
+    assert KEYS.get(name, set()) <= result.keys()
+    assert all(isinstance(value, int | float) and value >= 0 for value in result.values())
+    assert all(len(row) == 3 and all(row) for row in module.figures(result))
+
+
+def test_none_of_the_promised_is_missing() -> None:
+    assert KEYS.keys() <= set(NAMES)
+
+
+def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == NAMES
+    assert all(benchmarks.summary(line.split()[0]) in line for line in listed)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["kill"]) == 2
+    told = capsys.readouterr()
+    assert "no benchmark 'kill'; did you mean 'kills'?" in told.err
+    assert told.out == ""
+
+
+def test_the_last_line_is_one_json_object(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(kills, "measure", lambda: {"kills": 30, "lost": 0, "finished_twice": 0, "repeated": 0})
+    monkeypatch.setattr(_results, "FOLDER", tmp_path)
+    assert command.main(["kills"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["kills"] == 30
+    assert list(tmp_path.iterdir()) == [], "only --write keeps results"
+
+
+def test_the_readme_shows_what_is_kept() -> None:
+    text = _results.README.read_text(encoding="utf-8")
+    assert text == _results.with_table(text, _results.stored()), "run python -m benchmarks --write"
+
+
+def test_write_keeps_the_result_and_renews_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- figures: so and so -->\nold\n<!-- /figures -->\nafter\n")
+    monkeypatch.setattr(_results, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(_results, "README", readme)
+    monkeypatch.setattr(kills, "measure", lambda: {"kills": 30, "lost": 1, "finished_twice": 2, "repeated": 3})
+
+    assert command.main(["kills", "--write"]) == 0
+
+    text, kept = readme.read_text(), json.loads((tmp_path / "results" / "kills.json").read_text())
+    assert "| trials after 30 kills with SIGKILL | 1 lost, 2 run twice, 3 repeated | aim: 0 of each | `" in text
+    assert f"Measured {kept['date']} on {kept['machine']['cores']} cores" in text
+    assert text.startswith("before\n<!-- figures: so and so -->\n") and text.endswith("<!-- /figures -->\nafter\n")
+    assert "old" not in text
+
+
+def test_gaps_lie_between_a_trials_last_and_the_next_ones_first_step() -> None:
+    assert trial_start.gaps([(10.0, 11.0), (1.0, 3.0), (3.5, 9.0)]) == [0.5, 1.0]
+
+
+def test_the_span_is_from_the_first_start_to_the_last_end() -> None:
+    from datetime import datetime
+
+    def record(number: int, start: int, end: int) -> TrialRecord:
+        moments = {"started": datetime(2026, 1, 1, 0, 0, start), "finished": datetime(2026, 1, 1, 0, 0, end)}
+        return TrialRecord(number=number, state="complete", params={}, **moments)
+
+    assert _searches.span_s([record(0, 10, 30), record(1, 5, 20)]) == 25
+
+
+def test_lost_repeated_and_twice_finished_trials_are_counted() -> None:
+    def record(number: int, lr: float, state: Any = "complete") -> TrialRecord:
+        return TrialRecord(number=number, state=state, params={"lr": lr})
+
+    was = {0: ("a", 1, 9), 1: ("b", 2, 9), 2: ("c", 3, 9), 3: ("d", 4, 9)}
+    now = {0: ("a", 1, 9), 1: ("b", 7, 9), 3: ("d", 4, 18)}
+    records = [record(0, 0.1), record(1, 0.2), record(3, 0.1), record(4, 0.3, "running")]
+
+    found = kills.count(kills.Seen(finished=was), now, records)
+
+    # Trial 2 has gone, 1 was written again, 3 trained again, 0 and 3 are the same.
+    assert found == {"finished": 3, "lost": 1, "finished_twice": 2, "repeated": 1}
+
+
+def test_a_sound_search_counts_nothing() -> None:
+    finished = {0: ("a", 1, 9), 1: ("b", 2, 9)}
+    records = [TrialRecord(number=n, state="stopped", params={"lr": n}) for n in range(2)]
+    found = kills.count(kills.Seen(finished=finished), dict(finished), records)
+    assert found == {"finished": 2, "lost": 0, "finished_twice": 0, "repeated": 0}
+
+
+def test_a_filled_study_holds_finished_and_stopped_trials(tmp_path: Path) -> None:
+    from search import spec_file
+    from search.study import Study
+
+    spec = spec_file.load(str(_searches.write_space(tmp_path / "s.yaml", {**_searches.TOY, "fixed": {"epochs": 9}})))
+    paths = StudyPaths(tmp_path / "study")
+    big_study.fill(paths, spec, 7)
+    records = Study(paths, spec).records()
+    assert [record.state for record in records].count("stopped") == 2
+    assert [len(record.epochs) for record in records] == [9, 9, 3, 9, 9, 3, 9]
+    assert len({tuple(record.params.values()) for record in records}) == 7
+
+
+def test_the_training_workload_learns_and_notes_when_it_stepped(tmp_path: Path) -> None:
+    config = _training.Config(epochs=5, lr=0.3)
+    found = list(_training.train(config))
+    assert found[-1].metrics["loss"] < found[0].metrics["loss"]
+    assert found[0].metrics.keys() == _training.metrics(config).keys()
+    assert len({epoch.metrics["first_step"] for epoch in found}) == 1
+    assert found[0].metrics["first_step"] <= found[0].metrics["last_step"] < found[-1].metrics["last_step"]
+    found[-1].save(tmp_path)
+    scored = _training.evaluate(tmp_path, "test", tmp_path).metrics["loss"]
+    assert scored is not None and 0 < scored < found[0].metrics["loss"]
