@@ -43,7 +43,7 @@ class Seen:
 
     kills: int = 0
     while_running: int = 0
-    """Kills while a trial had begun and not ended."""
+    """Kills of a driver whose slots were at work; the others hit the start of Ray or of the slots."""
     finished: Finished = field(default_factory=dict)
     """Each trial as it was when it was first seen finished."""
 
@@ -101,8 +101,15 @@ def finished(paths: StudyPaths) -> Finished:
     return found
 
 
+def running(paths: StudyPaths, since: float) -> bool:
+    """Return whether a trial that has not ended was taken up by a slot since then."""
+    attempts = paths.trial(0).parent.glob("*/attempt-*")
+    return any(path.stat().st_mtime > since and not (path.parent / RESULT).exists() for path in attempts)
+
+
 def _run_and_kill(space: Path, paths: StudyPaths, draw: random.Random, longest_s: float, seen: Seen) -> bool:
     """Start the search and kill it at some moment; return whether it was still at work."""
+    began = time.time()
     driver = _start(space, paths)
     try:
         _wait_for_lease(driver, paths)
@@ -110,9 +117,8 @@ def _run_and_kill(space: Path, paths: StudyPaths, draw: random.Random, longest_s
             driver.wait(draw.uniform(0, longest_s))
         if driver.poll() is not None:
             return False
-        begun = {int(path.parent.name) for path in paths.trial(0).parent.glob("*/attempt-1")}
         seen.kills += 1
-        seen.while_running += bool(begun - finished(paths).keys())
+        seen.while_running += running(paths, began)
     finally:
         _kill(driver, draw.uniform(0, 0.5))
     seen.finished = {**finished(paths), **seen.finished}

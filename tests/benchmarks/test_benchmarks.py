@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,19 @@ def test_a_sound_search_counts_nothing() -> None:
     records = [TrialRecord(number=n, state="stopped", params={"lr": n}) for n in range(2)]
     found = kills.count(kills.Seen(finished=finished), dict(finished), records)
     assert found == {"finished": 2, "lost": 0, "finished_twice": 0, "repeated": 0}
+
+
+def test_a_kill_hits_a_trial_only_if_this_driver_has_begun_it(tmp_path: Path) -> None:
+    paths = StudyPaths(tmp_path)
+    for number, begun, ended in ((0, 100, True), (1, 200, False), (2, 300, True)):
+        paths.trial(number).mkdir(parents=True)
+        attempt = paths.trial(number) / "attempt-1"
+        attempt.touch()
+        os.utime(attempt, (begun, begun))
+        if ended:
+            (paths.trial(number) / "result.json").touch()
+    assert kills.running(paths, since=150)
+    assert not kills.running(paths, since=250)
 
 
 def test_a_filled_study_holds_finished_and_stopped_trials(tmp_path: Path) -> None:
