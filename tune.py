@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from search import service, spec_file, summary
+from search import planning, service, spec_file, summary
 from search.errors import BadInput, EvaluationError, SearchError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         spec = spec_file.load(given.space, given.set)
-        plan = service.plan(spec, given.runs / (given.study or spec.name))
+        plan = planning.make(spec, given.runs / (given.study or spec.name))
         print(summary.plan_text(plan), file=sys.stdout if given.dry_run else sys.stderr, flush=True)
         if given.dry_run:
             return DONE

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 import benchmarks
-from search import durable
+import durable
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks" / "results"

@@ -15,7 +15,7 @@ import yaml
 
 import configuration
 from benchmarks import BenchmarkError
-from search import ray_session, service, spec_file
+from search import planning, ray_session, service, spec_file
 from search.ray_session import RaySession
 from search.record import StudyPaths, TrialRecord
 from search.study import Study
@@ -69,7 +69,7 @@ def ray_up() -> Iterator[None]:
 def search(folder: Path, content: Mapping[str, Any]) -> tuple[StudyPaths, list[TrialRecord]]:
     """Run a whole search in this process; return where the study is, and its trials."""
     spec = spec_file.load(str(write_space(folder / "space.yaml", content)))
-    plan = service.plan(spec, folder / "study")
+    plan = planning.make(spec, folder / "study")
     service.run(plan, sys.stderr)
     return plan.paths, Study(plan.paths, spec).records()
 

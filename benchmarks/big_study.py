@@ -20,8 +20,8 @@ import psutil
 
 import configuration
 from benchmarks import BenchmarkError, _searches
-from search import service, spec_file
-from search.record import StudyPaths
+from search import planning, spec_file
+from search.record import DEFAULTS, StudyPaths
 from search.spec import SearchSpec
 from search.study import Outcome, Study
 from workloads import toy
@@ -69,7 +69,7 @@ def fill(paths: StudyPaths, spec: SearchSpec, trials: int) -> None:
     paths.folder.mkdir(parents=True)
     drawn = dataclasses.replace(spec, search=dataclasses.replace(spec.search, sampler="random", trials=trials))
     study = Study(paths, drawn)
-    study.enqueue(service.defaults(spec, configuration.to_values(toy.Config()))[0], service.DEFAULTS)
+    study.enqueue(planning.defaults(spec, configuration.to_values(toy.Config()))[0], DEFAULTS)
     for done in range(trials):
         task = study.ask()
         assert task is not None

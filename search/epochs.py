@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from search import durable
+import durable
 
 FILE = "metrics.jsonl"
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import ray
 
-from search import durable, workload
+import durable
+from search import workload
 from search.errors import DiskError, EvaluationError, disk_error, is_disk
 from search.record import StudyPaths
 from search.spec import SearchSpec
@@ -33,6 +34,10 @@ class Candidate:
     checkpoint: str
     """Folder, relative to the study's."""
     sha256: str
+    epochs: int
+    """It was trained for, its best one perhaps before the last."""
+    slot_s: float
+    """Seconds that a slot worked on it."""
 
 
 def missing(paths: StudyPaths, candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -90,6 +95,8 @@ def _evaluate(workload_name: str, study: str, plain: dict[str, Any]) -> None:
         "name": candidate.name,
         "checkpoint": candidate.checkpoint,
         "checkpoint_sha256": candidate.sha256,
+        "epochs": candidate.epochs,
+        "slot_s": candidate.slot_s,
         "split": "test",
     }
     durable.write_json(folder / FILE, content)

@@ -31,7 +31,7 @@ from ray.tune.search import Searcher
 
 from search import epochs, trial
 from search.errors import DiskError, SearchError, disk_error, is_disk
-from search.record import TrialRecord
+from search.record import State, TrialRecord
 from search.slot import Slot
 from search.study import Outcome, Study, Task, outcome_from
 
@@ -41,7 +41,8 @@ HOLD_S = 15.0
 """How long finished trials wait for slots that are starting; once waited in vain, not again until all are up."""
 CRASHES = 3
 """Trials in a row that lose every process they are given before the search is broken off."""
-
+DEATHS = 10
+"""Processes in a row that may die of one trial without an epoch, over all runs of a study, before it has failed."""
 ASK_AHEAD_SHARE = 0.05
 """A question that takes more than this share of a trial is asked while the slots work."""
 
@@ -128,11 +129,13 @@ class Director:
         """Record an epoch; return whether the trial ends early."""
         number = self.running[trial_id].number
         values = tuple(metrics[objective.metric] for objective in self.study.spec.objectives)
-        verdict = self.study.report(number, epoch, values)
-        self.listener.trial_epoch(number, epoch, values, metrics)
-        if verdict.stop:
-            self._verdicts[number] = verdict.why
-        return verdict.stop
+        with self._minding_errors():
+            verdict = self.study.report(number, epoch, values)
+            self.listener.trial_epoch(number, epoch, values, metrics)
+            if verdict.stop:
+                self._verdicts[number] = verdict.why
+            return verdict.stop
+        return False
 
     def ended(self, trial_id: str, outcome_json: str | None, crashed: bool) -> None:
         """Tell the study how a trial ended: by itself, by a verdict, or with its process."""
@@ -201,24 +204,29 @@ class Director:
             return None
         began = time.monotonic()
         task = self.study.ask()
-        while task is not None and (why := self._overdue(task)):
+        while task is not None and (ended := self._ended_already(task)):
             folder, objectives = self.study.trial_folder(task.number), self.study.spec.objectives
-            self.study.tell(task.number, trial.commit(folder, trial.outcome_of(folder, objectives, "stopped", why)))
+            self.study.tell(task.number, trial.commit(folder, trial.outcome_of(folder, objectives, *ended)))
             self.listener.trial_ended(self.study.record(task.number))
             task = self.study.ask()
         self._ask_s = time.monotonic() - began
         return task
 
-    def _overdue(self, task: Task) -> str:
-        """Say why a trial that an earlier process left should have been stopped by then; "" for all others."""
-        for row in epochs.read(self.study.trial_folder(task.number)):
+    def _ended_already(self, task: Task) -> tuple[State, str] | None:
+        """Return how a trial that an earlier process left should have ended by then; None for all others."""
+        folder = self.study.trial_folder(task.number)
+        rows = epochs.read(folder)
+        deaths = trial.attempts(folder) - (rows[-1].attempt if rows else 0)
+        if deaths >= DEATHS:
+            return "failed", f"{deaths} processes in a row died before its next epoch"
+        for row in rows:
             if row.epoch >= task.config["epochs"]:
                 break  # At the last epoch there is nothing left to stop.
             values = tuple(row.metrics[objective.metric] for objective in self.study.spec.objectives)
             verdict = self.study.report(task.number, row.epoch, values)
             if verdict.stop:
-                return verdict.why
-        return ""
+                return "stopped", verdict.why
+        return None
 
 
 class _InDriver:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from search import durable
+import durable
 from search.ranking import ranked
 from search.record import StudyPaths, TrialRecord
 from search.spec import Objective, SearchSpec
@@ -208,9 +208,10 @@ def _row(
         metric=metric,
         test=score(evaluation, metric),
         difference=gap,
-        epochs=max(record.epochs, default=0),
-        slot_s=record.slot_s,
-        checkpoint=evaluation.get("checkpoint") or record.checkpoint or "",  # not the search's, where trained again
+        # Where the trial was trained again, these are not the search's.
+        epochs=evaluation.get("epochs", max(record.epochs, default=0)),
+        slot_s=evaluation.get("slot_s", record.slot_s),
+        checkpoint=evaluation.get("checkpoint") or record.checkpoint or "",
         checkpoint_sha256=evaluation.get("checkpoint_sha256") or "",
         why=reasons.get(record.number, ""),
         evaluation=evaluation,

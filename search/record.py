@@ -8,6 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+DEFAULTS = "defaults"
+"""Note of the trial with the workload's own values: every search answers how much better than these."""
+
 State = Literal["waiting", "running", "complete", "stopped", "failed"]
 
 
@@ -39,6 +42,11 @@ class TrialRecord:
     """All metrics that the workload reported at the best epoch."""
     note: str = ""
     """Why it was tried, where the sampler did not ask for it: `defaults`, or which promoted trial it trains again."""
+
+    @property
+    def is_incumbent(self) -> bool:
+        """Whether it has the workload's own values, with which all others are compared."""
+        return self.note == DEFAULTS
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from search import durable, leaderboard, plots
+import durable
+from search import leaderboard, plots
 from search.leaderboard import Interval, Row
 from search.plots import WORDS, show, show_score
 from search.ranking import best, pareto, ranked

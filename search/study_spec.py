@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+import durable
 from configuration import flatten
-from search import durable
 from search.errors import StudyError
 from search.record import StudyPaths
 from search.spec import SearchSpec

@@ -14,7 +14,7 @@ from search.spec import Objective, Parameter, SearchSpec
 from search.study import RESULT
 
 if TYPE_CHECKING:
-    from search.service import Plan
+    from search.planning import Plan
 
 SHOWN_PARAMETERS = 6
 

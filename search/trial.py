@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import math
 import shutil
 import time
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import configuration
-from search import durable, epochs, rules, workload
+import durable
+from search import epochs, rules, workload
 from search.epochs import EpochLine
 from search.errors import disk_error, is_disk
 from search.record import State
@@ -30,6 +32,8 @@ from search.study import RESULT, Outcome, read_outcome
 
 POLL_S = 0.02
 """Pause of a finished trial that is pulled again because it may not leave its slot yet."""
+logger = logging.getLogger(__name__)
+
 KEPT = 2
 """Newest checkpoints of a running trial that stay besides its best: one may be torn when the process is killed."""
 PICTURES_S = 10.0
@@ -139,6 +143,9 @@ class TrialRun:
     def _keep(self, epoch: Any, finished: bool) -> None:
         """Write what the epoch gave, the checkpoint before the line that says it exists."""
         _refuse_superseded(self.folder, self.attempt)
+        for objective in self.objectives:
+            if objective.metric not in epoch.metrics:
+                raise ValueError(f"{objective.metric} is undefined at epoch {epoch.number}")
         values = tuple(float(epoch.metrics[objective.metric]) for objective in self.objectives)
         for objective, value in zip(self.objectives, values, strict=True):
             if not math.isfinite(value):
@@ -166,8 +173,13 @@ class TrialRun:
             return
         self.drawn = time.time()
         picture = self.folder / "predictions.png"
-        epoch.draw(picture)
-        events.image("predictions", picture, epoch.number)
+        try:
+            epoch.draw(picture)
+            events.image("predictions", picture, epoch.number)
+        except Exception as error:  # a picture is no reason to lose a trial
+            if is_disk(error):
+                raise
+            logger.warning("trial %s: no picture of epoch %s: %s", self.number, epoch.number, error)
 
     def _thin_out(self) -> None:
         best = self._best()
@@ -230,7 +242,7 @@ def outcome_of(folder: Path, objectives: Sequence[Objective], state: State, reas
         metrics=next((row.metrics for row in rows if row.epoch == best), None),
         checkpoint=str(checkpoint.relative_to(folder.parent.parent)) if checkpoint and sha256 else None,
         checkpoint_sha256=sha256,
-        attempts=max(1, _attempts(folder)),
+        attempts=max(1, attempts(folder)),
         slot_s=round(sum(row.seconds for row in rows), 4),
     )
 
@@ -246,13 +258,14 @@ def _objective_values(rows: Sequence[EpochLine], objectives: Sequence[Objective]
     return {row.epoch: tuple(row.metrics[objective.metric] for objective in objectives) for row in rows}
 
 
-def _attempts(folder: Path) -> int:
+def attempts(folder: Path) -> int:
+    """Return how many processes have taken a trial."""
     return len(list(folder.glob("attempt-*")))
 
 
 def _claim(folder: Path) -> int:
     """Return the number of this attempt; a process that made an earlier one is superseded from now on."""
-    attempt = _attempts(folder) + 1
+    attempt = attempts(folder) + 1
     (folder / f"attempt-{attempt}").touch(exist_ok=False)
     return attempt
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import durable
 from segmentation import samples as storage
 from segmentation.epoch import DataError
 from segmentation.samples import Sample, Samples
@@ -110,8 +111,7 @@ def _build(path: Path, build: Callable[[], Iterable[Sample]]) -> None:
             size = temporary.stat().st_size
             note = json.dumps({"size": size, "samples": count, "sha256": _sha256(temporary)})
             temporary.replace(path)
-            _replace_text(_note(path), note)
-            _sync_folder(path.parent)
+            durable.write(_note(path), note)
     finally:
         temporary.unlink(missing_ok=True)
     logger.info("cache: %d samples, %.1f MiB, %.1f s", count, size / 2**20, time.monotonic() - start)
@@ -182,24 +182,9 @@ def _read_memo(path: Path) -> dict[str, list[str]]:
 def _write_memo(path: Path, memo: Mapping[str, list[str]]) -> None:
     """Keep the hashes for next time; a folder that cannot be written only costs that time."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace_text(path, json.dumps(memo))
+        durable.write(path, json.dumps(memo))
     except OSError as error:
         logger.debug("cache: hashes are not kept: %s", error)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _note(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Imports run one way: tune -> search, workloads -> segmentation, and `configuration` imports nothing of ours."""
+"""Imports run one way: tune -> search, workloads -> segmentation; what all may import imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("segmentation", "search", "workloads")
-OURS = {*PACKAGES, "cluster", "benchmarks", "tests", "tune", "configuration"}
+OURS = {*PACKAGES, "cluster", "benchmarks", "tests", "tune", "configuration", "durable"}
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -50,8 +50,9 @@ def test_a_forbidden_import_is_found(tmp_path: Path, module: str, line: str, con
     assert f"{contract} BROKEN" in done.stdout
 
 
-def test_configuration_imports_nothing_of_ours() -> None:
-    tree = ast.parse((ROOT / "configuration.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("module", ["configuration.py", "durable.py"])
+def test_what_all_may_import_imports_nothing_of_ours(module: str) -> None:
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {name.partition(".")[0] for name in imported} & OURS

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import configuration
+import durable
 import workloads
 from configuration import ConfigError
 from segmentation.epoch import DataError, Evaluation, NonFiniteError
@@ -84,7 +85,7 @@ def evaluate(given: argparse.Namespace) -> None:
     workload, checkpoint, out = workloads.load(given.name), _run.checkpoint(given.checkpoint), _out(given)
     evaluation = workload.evaluate(checkpoint, given.split, out)
     content = {"checkpoint": str(checkpoint), "split": given.split, **dataclasses.asdict(evaluation)}
-    _run.write_json(out / "evaluation.json", content)
+    durable.write_json(out / "evaluation.json", content)
     logger.info("%s on %s, %d groups; more in %s", checkpoint, given.split, len(evaluation.groups), out)
     print(_table(evaluation))
 
@@ -160,7 +161,7 @@ def _help(workload: ModuleType, config: Any) -> str:
     values, known = configuration.to_values(config), configuration.fields(workload.Config)
     lines = [(workload.__doc__ or "").strip(), "", "values, as --set KEY=VALUE or in a search space:"]
     for name, field in known.items():
-        value, default = (json.dumps(_run.plain(one), ensure_ascii=False) for one in (values[name], field.default))
+        value, default = (json.dumps(durable.plain(one), ensure_ascii=False) for one in (values[name], field.default))
         lines.append(f"  {name} = {value}  ({configuration.type_name(field.annotation)}; default {default})")
         lines += [f"      {line}" for line in field.help.splitlines()]
     lines += ["", f"presets, as --set preset=NAME: {', '.join(configuration.presets(workload.Config))}"]

@@ -1,9 +1,9 @@
-"""What every workload keeps in a checkpoint folder besides weights, and the way back to a network that predicts."""
+"""What workloads have in common: batches to learn from, a checkpoint that tells all, and the way back from it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +12,13 @@ from torch import nn
 
 import configuration
 from segmentation import checkpoints, figures, normalisation, splits, training
+from segmentation.augmentation import Augmenter
 from segmentation.epoch import DataError, Epoch
+from segmentation.loading import batches
 from segmentation.normalisation import Normaliser
+from segmentation.samples import Samples
 from segmentation.splits import Splits
-from segmentation.training import TrainingConfig
+from segmentation.training import Batch, TrainingConfig
 
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -33,6 +36,28 @@ def meta(
         "normalise": normaliser.to_dict(),
         "synthetic": synthetic,
     }
+
+
+def training_batches(
+    config: Any, samples: Samples, made: Splits, normaliser: Normaliser, augment: Augmenter | None
+) -> Callable[[int], Iterator[Batch]]:
+    """Return the batches of an epoch by its number; `config` is a TrainingConfig with loader_workers."""
+
+    def of_epoch(epoch: int) -> Iterator[Batch]:
+        return batches(
+            samples,
+            splits.indices(made, "train"),
+            batch_size=config.batch_size,
+            normalise=normaliser,
+            augment=augment,
+            shuffle=True,
+            seed=config.seed,
+            epoch=epoch,
+            loader_workers=config.loader_workers,
+            device=training.resolve_device(config.device),
+        )
+
+    return of_epoch
 
 
 def with_splits(epoch: Epoch, made: Splits) -> Epoch:

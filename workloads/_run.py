@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import configuration
+import durable
 from configuration import ConfigError
 from segmentation.epoch import DataError, Epoch, NonFiniteError
 
@@ -93,12 +94,12 @@ def train(run: Run) -> Path:
     for epoch in run.workload.train(run.config, run.resume):
         seconds, begun = time.monotonic() - begun, time.monotonic()
         if not advanced:
-            write_json(run.folder / RUN_FILE, run.record)
+            durable.write_json(run.folder / RUN_FILE, run.record)
             advanced = True
         # A run that was killed may have a line for an epoch that it goes on before.
         lines = [line for line in lines if line["epoch"] < epoch.number]
         best = _better(run, epoch.metrics[run.metric], lines)
-        lines.append({"epoch": epoch.number, "seconds": round(seconds, 4), "metrics": plain(epoch.metrics)})
+        lines.append({"epoch": epoch.number, "seconds": round(seconds, 4), "metrics": durable.plain(epoch.metrics)})
         _keep(run, epoch, lines, best)
         logger.info("%s", _text(run, epoch, seconds, best))
     if run.resume and not advanced:
@@ -122,23 +123,6 @@ def checkpoint(path: Path) -> Path:
     if (best := _recovered(path / BEST)) is None:
         raise DataError(f"{path}: a run without a finished epoch")
     return best
-
-
-def plain(value: Any) -> Any:
-    """Return plain data as JSON knows it: tuples as lists, nan and infinities as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(path: Path, value: Any) -> Path:
-    """Replace a file by a value as JSON, whole or not at all; return the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(plain(value), indent=1), encoding="utf-8")
-    return temporary.replace(path)
 
 
 def _run(
@@ -191,9 +175,7 @@ def _better(run: Run, value: float, lines: list[dict[str, Any]]) -> bool:
 def _keep(run: Run, epoch: Epoch, lines: list[dict[str, Any]], best: bool) -> None:
     """Write what an epoch gave, `last` at the end: a run that goes on from it knows all epochs up to it."""
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
-    temporary = run.folder / f".{METRICS_FILE}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(run.folder / METRICS_FILE)
+    durable.write(run.folder / METRICS_FILE, text)
     for name in [BEST] * best + [LAST]:
         _save(epoch, run.folder / name)
 

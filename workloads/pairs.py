@@ -42,7 +42,7 @@ from segmentation.normalisation import Normalise, Normaliser
 from segmentation.prediction import predict_tiles
 from segmentation.samples import Samples
 from segmentation.splits import Splits
-from segmentation.training import Batch, TrainingConfig
+from segmentation.training import TrainingConfig
 from workloads import _model
 from workloads._pairs import dataset, figures
 from workloads._pairs.dataset import Data
@@ -118,12 +118,13 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     """
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
+    augment = None if config.augmentation == augmentation.NONE else augmentation.build(config.augmentation)
     training.seed_everything(config.seed)
     for epoch in training.fit(
         config,
         model=build_network(config, samples.shape(0)[0]),
         loss=losses.build(config.loss, multilabel=False, ignore_index=config.data.ignore_index),
-        train_batches=_train_batches(config, samples, made, normaliser),
+        train_batches=_model.training_batches(config, samples, made, normaliser, augment),
         validate=_validator(config, samples, made, normaliser),
         draw=_drawer(config, samples, made.validation, normaliser),
         meta={
@@ -219,29 +220,6 @@ def load(checkpoint: Path) -> tuple[Config, nn.Module, Normaliser]:
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
     network = networks.without_weights(config.network)
     return build_network(dataclasses.replace(config, network=network), record["in_channels"])
-
-
-def _train_batches(
-    config: Config, samples: Samples, made: Splits, normaliser: Normaliser
-) -> Callable[[int], Iterator[Batch]]:
-    augment = None if config.augmentation == augmentation.NONE else augmentation.build(config.augmentation)
-    device = training.resolve_device(config.device)
-
-    def of_epoch(epoch: int) -> Iterator[Batch]:
-        return batches(
-            samples,
-            splits.indices(made, "train"),
-            batch_size=config.batch_size,
-            normalise=normaliser,
-            augment=augment,
-            shuffle=True,
-            seed=config.seed,
-            epoch=epoch,
-            loader_workers=config.loader_workers,
-            device=device,
-        )
-
-    return of_epoch
 
 
 def _validator(

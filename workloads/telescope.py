@@ -314,27 +314,14 @@ def load(checkpoint: Path) -> tuple[Config, nn.Module, normalisation.Normaliser]
 def _train_batches(
     config: Config, model: nn.Module, samples: Samples, made: Splits, normaliser: normalisation.Normaliser
 ) -> Any:
-    augment = None
-    if config.augmentation != OptionalAugmentation():
-        augment = augmentation.build(config.augmentation)
-    device = training.resolve_device(config.device)
+    augment = None if config.augmentation == OptionalAugmentation() else augmentation.build(config.augmentation)
+    of_epoch = _model.training_batches(config, samples, made, normaliser, augment)
 
-    def of_epoch(epoch: int) -> Iterator[scores.Batch]:
+    def staged(epoch: int) -> Iterator[scores.Batch]:
         transfer.stage(config.finetune, model, epoch)
-        return batches(
-            samples,
-            splits.indices(made, "train"),
-            batch_size=config.batch_size,
-            normalise=normaliser,
-            augment=augment,
-            shuffle=True,
-            seed=config.seed,
-            epoch=epoch,
-            loader_workers=config.loader_workers,
-            device=device,
-        )
+        return of_epoch(epoch)
 
-    return of_epoch
+    return staged
 
 
 def _validator(config: Config, samples: Samples, made: Splits, normaliser: normalisation.Normaliser) -> Any:

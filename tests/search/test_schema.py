@@ -98,7 +98,7 @@ def test_every_search_space_is_valid_and_names_the_schema(validator, path):
         (["data"], {"fractions": [0.6, 0.2, 0.2]}),
         (["fixed", "data"], {"tile": 64}),
         (["parameters", "loss"], {"tversky": {"type": "float", "low": 0, "high": 1}}),
-        (["parameters", "network"], {"name": {"choices": ["unet", "tinyunet"], "when": {"lr": 0.1}}}),
+        (["parameters", "network"], {"name": {"choices": ["unet", "tinyunet"], "when": {"lr": 0.001}}}),
         (["parameters", "optimizer"], {"type": "categorical", "choices": ["adam", "sgd"]}),
         (["parameters", "data.channels"], {"type": "categorical", "choices": [1, 3]}),
         (["objective"], {"metric": "val_loss"}),

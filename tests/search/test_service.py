@@ -15,10 +15,12 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from search import durable, epochs, promotion, samplers, service, tracking
+import durable
+from search import epochs, planning, promotion, samplers, service, tracking
+from search import study as study_module
 from search.errors import DiskError, StudyError
 from search.leaderboard import Row
-from search.record import StudyPaths, TrialRecord
+from search.record import DEFAULTS, StudyPaths, TrialRecord
 from search.spec import SearchSpec
 from search.study import Outcome, Study, read_outcome
 from workloads import toy as toy_workload
@@ -39,7 +41,7 @@ class Search:
     def run(self, spec: SearchSpec) -> list[Row]:
         stream = io.StringIO()
         try:
-            return service.run(service.plan(spec, self.paths.folder), stream)
+            return service.run(planning.make(spec, self.paths.folder), stream)
         finally:
             self.said = stream.getvalue()
 
@@ -277,7 +279,7 @@ def test_a_trial_in_flight_is_carried_to_its_end_after_the_time_is_used_up(toy: 
     spec = toy(fixed={"epochs": 1}, search={"sampler": "random", "trials": 9, "slot_hours": 1.0}, promotion={"k": 1})
     search.paths.folder.mkdir(parents=True)
     study = Study(search.paths, spec)
-    study.enqueue(service.plan(spec, search.paths.folder).incumbent, service.DEFAULTS)
+    study.enqueue(planning.make(spec, search.paths.folder).incumbent, DEFAULTS)
     assert study.ask() is not None and study.ask() is not None
     study.tell(1, Outcome(state="failed", reason="lost", epochs={}, slot_s=3600.0))
     del study
@@ -297,7 +299,7 @@ def test_a_full_disk_breaks_off_writes_nothing_more_and_the_same_call_goes_on(
         resources={"slots": 2},
     )
     calls: list[str] = []
-    append = JournalFileBackend.append_logs
+    append = study_module._Journal.append_logs
 
     def full(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
         calls.append("full" if len(calls) >= 45 else "written")
@@ -308,7 +310,7 @@ def test_a_full_disk_breaks_off_writes_nothing_more_and_the_same_call_goes_on(
         append(self, logs)
 
     with monkeypatch.context() as broken:
-        broken.setattr(JournalFileBackend, "append_logs", full)
+        broken.setattr(study_module._Journal, "append_logs", full)
         with pytest.raises(DiskError, match=r"study\.journal: No space left on device; make room, then run the same"):
             search.run(spec)
     assert calls.count("full") == 1, "nothing is written behind a torn line"
@@ -336,7 +338,7 @@ def test_the_folder_of_another_search_is_refused_before_anything_starts(toy: Loa
 
 def test_a_plan_is_made_without_writing(toy: Load, search: Search) -> None:
     spec = toy(parameters={"width": {"choices": [8, 16]}, "lr": {"type": "float", "low": 0.1, "high": 1.0}})
-    plan = service.plan(spec, search.paths.folder)
+    plan = planning.make(spec, search.paths.folder)
     assert plan.incumbent == {"width": 8, "lr": 0.1}
     assert plan.notes == (
         "first trial: width 32 is outside the space; 8 instead",
@@ -353,7 +355,7 @@ def test_a_first_trial_that_breaks_a_constraint_is_told_and_left_out(toy: Load, 
         search={"trials": 1, "sampler": "random"},
         promotion={"k": 1},
     )
-    plan = service.plan(spec, search.paths.folder)
+    plan = planning.make(spec, search.paths.folder)
     assert "first trial: these values break the constraint width > 8; it is left out" in plan.notes
     rows = search.run(spec)
     assert [record.params for record in search.records(spec)] == [{"width": 16}]

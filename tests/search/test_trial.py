@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from search import durable, epochs, trial
+import durable
+from search import epochs, trial
 from search.errors import DiskError
 from search.spec import Objective
 from search.study import RESULT, Outcome, read_outcome

@@ -131,7 +131,6 @@ def test_every_sample_has_its_own_draw(name, amount):
     assert len({tuple(one.flatten().tolist()) for one in moved}) == 5
 
 
-@pytest.mark.row("S24")
 def test_without_a_vertical_flip_the_top_stays_at_the_top():
     image = torch.zeros(50, 1, 16, 24)
     image[..., 0, :] = 1

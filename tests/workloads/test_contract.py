@@ -18,7 +18,7 @@ from PIL import Image
 import configuration
 import workloads
 from configuration import ConfigError
-from search import service, spec_file
+from search import planning, service, spec_file
 from segmentation import splits
 from segmentation.epoch import DataError, Evaluation
 from segmentation.samples import Samples
@@ -286,7 +286,7 @@ def test_a_search_of_two_trials_ends_with_an_evaluated_winner(name, workload, ra
     }
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
-    plan = service.plan(spec_file.load(str(path)), tmp_path / "study")
+    plan = planning.make(spec_file.load(str(path)), tmp_path / "study")
     rows = service.run(plan, io.StringIO())
     winner = rows[0]
     assert winner.rank == 1

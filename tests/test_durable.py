@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from search import durable, epochs
+import durable
+from search import epochs
 
 
 def test_a_reader_never_sees_half_a_file_and_nothing_is_left_behind(

@@ -1,0 +1,91 @@
+"""Who hears what happens in a search, and keeps the screen, TensorBoard, loggers and the disk up to date."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import configuration
+from search import epochs, ranking, tensorboard, tracking, workload
+from search.errors import is_disk
+from search.progress import Progress
+from search.record import TrialRecord
+from search.study import Study
+
+logger = logging.getLogger(__name__)
+
+
+class Desk:
+    """The executor's listener. Lives in the driver."""
+
+    def __init__(self, study: Study, stream: TextIO) -> None:
+        records = study.records()
+        self.study, self.spec = study, study.spec
+        self.progress = Progress(study.spec, stream, records)
+        self.kept = {record.number: record for record in records if record.checkpoint is not None}
+        metrics = workload.load(study.spec.workload).metrics
+        config = workload.load(study.spec.workload).Config
+        reported = metrics(configuration.build(config, study.spec.fixed))
+        self.events = study.spec.tracking.tensorboard
+        if self.events:
+            tensorboard.experiment(study.paths.folder, study.spec, reported)
+
+    def trial_started(self, number: int, params: dict[str, Any]) -> None:
+        """Show the trial as running."""
+        self.progress.trial_started(number, params)
+        folder = self.study.trial_folder(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.events:
+            tensorboard.session_start(folder, number, params)
+
+    def trial_epoch(self, number: int, epoch: int, values: tuple[float, ...], metrics: dict[str, float]) -> None:
+        """Show how far it is."""
+        self.progress.trial_epoch(number, epoch, values, metrics)
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """Show how it ended, send it to the loggers, and hold the quota of checkpoints."""
+        self.progress.trial_ended(record)
+        folder = self.study.trial_folder(record.number)
+        if self.events:
+            best = {o.metric: record.metrics[o.metric] for o in self.spec.objectives if o.metric in record.metrics}
+            tensorboard.session_end(folder, record.state, best, record.best_epoch)
+        self._log(record, folder)
+        self._keep(record)
+
+    def tick(self) -> None:
+        """Draw the screen anew where it is time."""
+        self.progress.tick(time.monotonic())
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self.progress.close()
+
+    def _log(self, record: TrialRecord, folder: Path) -> None:
+        """Send a trial to the loggers; one that cannot be reached costs its entry, not the search."""
+        try:
+            tracking.log_trial(
+                self.spec.tracking,
+                self.spec,
+                record,
+                epochs.read(folder),
+                [folder / "config.json", folder / epochs.FILE],
+                folder=self.study.paths.folder / "wandb",
+            )
+        except Exception as error:
+            if is_disk(error):
+                raise
+            logger.warning("trial %s is not in the logger: %s: %s", record.number, type(error).__name__, error)
+
+    def _keep(self, record: TrialRecord) -> None:
+        """Hold the study to its quota of checkpoints: the best few and the first trial's."""
+        self.kept[record.number] = record
+        order = ranking.ranked(self.kept.values(), self.spec.objectives)
+        quota = max(self.spec.evaluation.keep_checkpoints, self.spec.promotion.k)
+        front = ranking.pareto(order, self.spec.objectives) if self.spec.promotion.rule == "pareto" else []
+        incumbent = [kept for kept in self.kept.values() if kept.is_incumbent]
+        wanted = {kept.number for kept in (*order[:quota], *front, *incumbent)}
+        for number in self.kept.keys() - wanted:
+            self.study.forget_checkpoint(number)
+        self.kept = {number: kept for number, kept in self.kept.items() if number in wanted}

@@ -1,0 +1,91 @@
+"""What a search is about to do, known and checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import configuration
+from search import ray_session, resources, samplers, space, tracking, workload
+from search.errors import SpecError
+from search.record import StudyPaths
+from search.resources import Room
+from search.spec import SearchSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search, resolved."""
+
+    spec: SearchSpec
+    paths: StudyPaths
+    config: Mapping[str, Any]
+    """The workload's Config of the defaults, fixed values merged."""
+    manifest: Mapping[str, Any]
+    slots: int
+    room: Room
+    sampler: str
+    incumbent: Mapping[str, Any]
+    """Values of the first trial."""
+    notes: tuple[str, ...]
+
+
+def make(spec: SearchSpec, folder: Path) -> Plan:
+    """Check a search against the machine and the data, and say what it would do; writes nothing but the data's cache.
+
+    Raises:
+        SpecError: if the resources are not there, or the workload refuses the data.
+        TrackingError: if a logger is asked for and cannot be used.
+    """
+    tracking.check(spec.tracking)
+    room = ray_session.room()
+    slots = resources.slots(spec.resources, room)
+    resources.check_evaluation(spec.evaluation, room)
+    module = workload.load(spec.workload)
+    config = configuration.build(module.Config, spec.fixed)
+    try:
+        manifest = module.prepare(config)
+    except ValueError as error:  # the workload's own word for data that cannot be used
+        raise SpecError(str(error)) from error
+    incumbent, notes = defaults(spec, configuration.to_values(config))
+    name, why = samplers.choose(spec)
+    return Plan(
+        spec=spec,
+        paths=StudyPaths(folder),
+        config=configuration.to_values(config),
+        manifest=manifest,
+        slots=slots,
+        room=room,
+        sampler=f"{name}: {why}",
+        incumbent=incumbent,
+        notes=(*notes, *manifest.get("warnings", [])),
+    )
+
+
+def defaults(spec: SearchSpec, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of the first trial, the workload's own where the space has them, and what had to give way."""
+    values: dict[str, Any] = {}
+    notes = []
+    for parameter in spec.parameters:
+        if not space.applies(parameter, values):
+            continue
+        value = space.nearest(parameter, config[parameter.name])
+        values[parameter.name] = value
+        if value != config[parameter.name]:
+            notes.append(
+                f"first trial: {parameter.name} {config[parameter.name]!r} is outside the space; {value!r} instead"
+            )
+    whole = {**config, **values}
+    broken = next((text for text in spec.constraints if not _holds(text, whole)), None)
+    if broken is not None:
+        notes.append(f"first trial: these values break the constraint {broken}; it is left out")
+    return values, notes
+
+
+def _holds(constraint: str, values: Mapping[str, Any]) -> bool:
+    try:
+        return space.holds(constraint, values)
+    except (ValueError, TypeError, ArithmeticError):
+        return False

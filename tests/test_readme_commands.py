@@ -1,0 +1,110 @@
+"""README.md's commands run as they stand; a few more flags only make them short, and paths are put in for examples."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_readme import COMMANDS, README, ROOT
+from workloads._pairs.dataset import EMBEDDED
+from workloads._telescope import generator
+from workloads._telescope.generator import Synthetic
+
+SMALL = " --set search.trials=2 --set fixed.epochs=1 --set promotion.k=1"
+SHORTER = {
+    "make help": "",
+    "make tune": " SPACE=toy.yaml ARGS='--runs {runs}/make --set search.trials=2'",
+    "python -m benchmarks NAME": "",
+    "python -m workloads list": "",
+    "python -m workloads train pairs --set lr=3e-4": " --set epochs=1 --set network.base=4 --out {runs}/pairs-train",
+    "python -m workloads evaluate pairs CHECKPOINT": " --out {runs}/evaluate",
+    "python -m workloads predict pairs CHECKPOINT IMAGES": " --out {runs}/predict",
+    "python -m workloads inspect pairs": " --out {runs}/inspect",
+    "python -m workloads inspect pairs --set data.root=mine --set data.classes=2": " --out {runs}/inspect-mine",
+    "python tune.py --space nuclei.yaml --dry-run": " --runs {runs}/dry",
+    "python tune.py --space nuclei.yaml --set search.trials=64": f" --runs {{runs}}/more{SMALL}",
+    "python tune.py --space nuclei.yaml --set data.root=mine --set data.classes=2": f" --runs {{runs}}/mine{SMALL}",
+    "python tune.py --space telescope.yaml --set data.root=/data/telescope": " --runs {runs}/telescope --dry-run",
+}
+"""What is added to each command; a new one in the README has to be added here."""
+TRAIN = "python -m workloads train pairs --set lr=3e-4"
+ELSEWHERE = {"make test": "runs these tests"}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return what stands for the README's examples: folders of images, and where results go."""
+    folder = tmp_path_factory.mktemp("readme")
+    rng = np.random.default_rng(0)
+    for kind, values in (("images", 256), ("masks", 2)):
+        (folder / "mine" / kind).mkdir(parents=True)
+        for name in "abcd":
+            content = rng.integers(0, values, (64, 64), dtype=np.uint8)
+            Image.fromarray(content).save(folder / "mine" / kind / f"{name}.png")
+    return {
+        "mine": str(folder / "mine"),
+        "/data/telescope": str(generator.ensure(Synthetic(samples=40), folder)),
+        "IMAGES": str(EMBEDDED / "images"),
+        "runs": str(folder / "runs"),
+        "CHECKPOINT": str(folder / "runs/pairs-train/best"),
+        "NAME": "",
+    }
+
+
+def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run one command of the README with what makes it short."""
+    text = command.replace("data.root=mine", f"data.root={places['mine']}")
+    for name in ("/data/telescope", "IMAGES", "CHECKPOINT", "NAME"):
+        text = text.replace(name, places[name])
+    text += SHORTER[command].format(**places)
+    # What `source .venv/bin/activate` does.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    if command.startswith("make"):
+        text += f" VENV={sys.prefix}"
+    return subprocess.run(
+        text, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(places: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the README's training, whose checkpoint others use."""
+    return run(TRAIN, places)
+
+
+@pytest.mark.parametrize("command", [c.strip() for c in COMMANDS if c.strip() not in ELSEWHERE])
+def test_each_command_runs(command: str, places: dict[str, str], trained: subprocess.CompletedProcess[str]) -> None:
+    done = trained if command == TRAIN else run(command, places)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_tensorboard_starts_on_the_runs(places: dict[str, str], trained: object) -> None:
+    command = re.search(r"`(tensorboard [^`]+)`", README)
+    assert command
+    program = command[1].replace("runs/", places["runs"]).split()
+    program[0] = str(Path(sys.executable).with_name(program[0]))
+    process = subprocess.Popen(
+        [*program, "--port=0", "--load_fast=false"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.stderr is not None
+        until = time.monotonic() + 60
+        lines = []
+        while time.monotonic() < until and "http://localhost:" not in "".join(lines):
+            lines.append(process.stderr.readline())
+        assert "http://localhost:" in "".join(lines)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=20)
+        process.stderr.close()
