@@ -26,7 +26,7 @@ from search.spec import SearchSpec
 from search.study import Outcome, Study
 from workloads import toy
 
-TINY = {"trials": 30, "more": 2}
+TINY = {"trials": 30, "more": 8}
 EPOCHS = 9
 END_S = 900.0
 """Longest time of the command."""

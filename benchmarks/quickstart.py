@@ -19,7 +19,7 @@ from search import spec_file
 from search.record import StudyPaths
 from search.study import Study
 
-TINY = {"assignments": ("search.trials=2", "fixed.epochs=2", "promotion.k=1")}
+TINY = {"assignments": ("search.trials=2", "fixed.epochs=2", "stopping.min_epochs=1", "promotion.k=1")}
 
 
 def measure(assignments: tuple[str, ...] = (), timeout_s: float = 1800.0) -> dict[str, Any]:

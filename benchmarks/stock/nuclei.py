@@ -23,6 +23,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 import configuration
@@ -45,6 +46,8 @@ def train(values: dict[str, Any]) -> None:
     model = pairs.build_network(config, samples.shape(0)[0])
     loss = losses.build(config.loss, multilabel=False, ignore_index=config.data.ignore_index)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
     loader = DataLoader(TensorDataset(*tiles(samples, made.train)), batch_size=config.batch_size, shuffle=True)
     for epoch in range(config.epochs):
         model.train()
@@ -54,7 +57,10 @@ def train(values: dict[str, Any]) -> None:
             optimizer.zero_grad()
             loss(model(image), mask).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        report(model, mean_iou(model, *validation, config))
+            if config.ema_decay:
+                average.update_parameters(model)
+        best = average.module if config.ema_decay else model
+        report(best, mean_iou(best, *validation, config))
 
 
 def report(model: nn.Module, score: float) -> None:
