@@ -126,7 +126,7 @@ def _table(spec: SearchSpec, rows: Sequence[Row]) -> Iterator[str]:
     """Yield the leaderboard's lines, columns aligned."""
     names = [parameter.name for parameter in spec.parameters][:SHOWN_PARAMETERS]
     if not rows:
-        yield "no trial finished, so none was evaluated"
+        yield "nothing was evaluated: no finished trial has a checkpoint"
         return
     scores = [*(o.metric for o in spec.objectives), f"test {rows[0].metric} [95 %]", "vs first trial [95 %]"]
     header = ["rank", "trial", "role", *scores]

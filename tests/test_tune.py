@@ -172,7 +172,7 @@ def test_a_search_in_which_nothing_finishes_has_failed(
     arguments = command.arguments("--set", "fixed.fail=error", "--set", "search.trials=2", "--study", "bad")
     assert run(arguments) == 1
     out, err = capsys.readouterr()
-    assert out.startswith("no trial finished, so none was evaluated")
+    assert out.startswith("nothing was evaluated: no finished trial has a checkpoint")
     assert "trial 0 epoch 1" in err and "failed: RuntimeError: the toy was told to fail" in err
     assert (command.runs / "bad" / "trials" / "1" / "error.txt").exists()
 
