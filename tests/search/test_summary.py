@@ -143,7 +143,9 @@ def test_the_result_says_who_won_why_and_where_everything_is(
 
 
 def test_without_a_finished_trial_the_result_says_so(toy: Load, tmp_path: Path) -> None:
-    assert result_text(plan(toy(), tmp_path), []).startswith("nothing was evaluated: no finished trial has a checkpoint\n")
+    assert result_text(plan(toy(), tmp_path), []).startswith(
+        "nothing was evaluated: no finished trial has a checkpoint\n"
+    )
 
 
 def test_a_long_space_is_shown_in_part(toy: Load, tmp_path: Path) -> None:
