@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from segmentation import bootstrap, metrics
+from segmentation import bootstrap, metrics, ranks
 from segmentation.epoch import Evaluation
 from segmentation.metrics import Convention, Counts, Scores
 
@@ -75,11 +75,8 @@ def merge(parts: Sequence[ImageScores]) -> ImageScores:
 
 def gather(scores: ImageScores) -> ImageScores:
     """Return the merged scores of all processes, on every one of them; the scores themselves where there is one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return scores
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, scores)
-    return merge(parts)
+    parts = ranks.gather(scores)
+    return merge(parts) if len(parts) > 1 else scores
 
 
 def summary(

@@ -41,6 +41,7 @@ def batches(
     device: torch.device | str = "cpu",
     drop_last: bool = False,
     memory_mib: int = 512,
+    place: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield image (B, C, H, W) float32, mask (B, H, W) or (B, K, H, W) int64, and sample numbers (B,) int64.
 
@@ -51,6 +52,10 @@ def batches(
     `normalise` takes (B, C, H, W) as stored and works on each sample by itself; `augment` gets a new generator for each
     batch.
 
+    With `place`, rank and number of processes that train together, a batch is batch_size images of each, and these
+    are the rank's own: every sample once, shares of the last batch uneven. A rank for which none is left gets one
+    image to keep the others company, and no sample number.
+
     Raises:
         DataError: if samples differ in size or type and so cannot form a batch.
         TestSplitError: if a sample is sealed.
@@ -58,9 +63,12 @@ def batches(
     device = torch.device(device)
     workers = capped_workers(loader_workers)
     order = _order(len(indices), shuffle, seed, epoch)
-    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if drop_last and chunks and len(chunks[-1]) < batch_size:
-        chunks.pop()
+    rank, world = place
+    whole = [order[start : start + batch_size * world] for start in range(0, len(order), batch_size * world)]
+    if drop_last and whole and len(whole[-1]) < batch_size * world:
+        whole.pop()
+    shares = [chunk.tensor_split(world)[rank] for chunk in whole]
+    chunks = [share if len(share) else chunk[:1] for share, chunk in zip(shares, whole, strict=True)]
     if _bytes(samples, indices) <= memory_mib * 2**20:
         made: Iterable[tuple[Tensor, Tensor]] = _from_memory(samples, tuple(indices), chunks, normalise, device)
     else:
@@ -68,8 +76,8 @@ def batches(
     numbers = torch.tensor(indices, dtype=torch.int64)
     for position, (image, mask) in enumerate(made):
         if augment is not None:
-            image, mask = augment(image, mask, generator(seed, epoch, position))
-        yield image, mask, numbers[chunks[position]]
+            image, mask = augment(image, mask, generator(seed, epoch, position, *[rank] * (rank > 0)))
+        yield image, mask, numbers[shares[position]]
 
 
 def generator(*seeds: int) -> torch.Generator:

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segmentation import checkpoints
+from segmentation import checkpoints, ranks, strategy
 from segmentation.epoch import Epoch, NonFiniteError
+from segmentation.strategy import Single
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,12 @@ class TrainingConfig:
     """Epochs of a whole run."""
     batch_size: int = 8
     """Images in a step, of each process."""
+    micro_batch: int = 0
+    """Images in one pass of a process; gradients add up to those of batch_size. 0: all of them."""
+    strategy: strategy.Name = "auto"
+    """How several processes train together. auto: ddp where there are several, else single."""
+    sync_batchnorm: bool = False
+    """Several processes: take batch statistics over all of them; on GPUs only."""
     lr: float = 1e-3
     """Learning rate."""
     weight_decay: float = 1e-4
@@ -86,7 +93,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _check_least(self, 1, "epochs", "batch_size", "restart_epochs", "restart_factor")
         _check_least(self, 0, "weight_decay", "lr_min", "plateau_patience", "warmup_epochs", "clip_norm", "ema_decay")
-        _check_least(self, 0, "patience", "min_delta", "threads", "momentum", "seed")
+        _check_least(self, 0, "patience", "min_delta", "threads", "momentum", "seed", "micro_batch")
         if self.lr <= 0:
             raise ValueError(f"lr: got {self.lr}; expected more than 0")
         for name in ("ema_decay", "momentum", "plateau_factor"):
@@ -130,8 +137,7 @@ class Loop:
     loss: Callable[[Tensor, Tensor], Tensor]
     device: torch.device
     dtype: torch.dtype
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    strategy: Single
     average: nn.Module | None
     steps_per_epoch: int
     progress: Progress = field(default_factory=Progress)
@@ -189,14 +195,14 @@ def _epochs(
     progress = loop.progress
     while not stop_reason(loop.config, progress):
         progress.epoch += 1
-        seed_everything(loop.config.seed, progress.epoch)
+        seed_everything(loop.config.seed, progress.epoch, loop.strategy.rank)
         train_loss = _train_pass(loop, train_batches(progress.epoch))
-        lr = float(loop.optimizer.param_groups[0]["lr"])
+        lr = float(loop.strategy.optimizer.param_groups[0]["lr"])
         metrics = {"train_loss": train_loss, **_validate(loop, validate), "lr": lr}
         note(loop.config, progress, metrics)
         progress.history.append(metrics)
         reason = stop_reason(loop.config, progress)
-        save = _saver(loop, {**meta, "metrics": metrics, "stop_reason": reason})
+        save = _saver(loop, {**meta, "metrics": metrics, "stop_reason": reason, **_batch_record(loop)})
         yield Epoch(progress.epoch, metrics, save, _drawer(loop, draw))
         if reason:
             logger.info("stopped after epoch %d: %s", progress.epoch, reason)
@@ -237,9 +243,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype=dtype)
 
 
-def seed_everything(seed: int, epoch: int = 0) -> None:
-    """Seed torch, numpy and random with a number made of both; epoch 0 is for the first weights."""
-    mixed = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+def seed_everything(seed: int, epoch: int = 0, rank: int = 0) -> None:
+    """Seed torch, numpy and random with a number made of all three; epoch 0 is for the first weights."""
+    mixed = int(np.random.SeedSequence((seed, epoch, rank) if rank else (seed, epoch)).generate_state(1)[0])
     torch.manual_seed(mixed)
     np.random.seed(mixed)
     random.seed(mixed)
@@ -352,8 +358,17 @@ def _start(
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    optimizer = build_optimizer(config, model)
-    return Loop(config, model, loss, device, dtype, optimizer, scaler, average, steps_per_epoch)
+    if config.sync_batchnorm and ranks.place()[1] > 1:
+        model = _with_sync_batchnorm(model, device)
+    made = strategy.build(config.strategy, model, build_optimizer(config, model), scaler, config.clip_norm)
+    return Loop(config, model, loss, device, dtype, made, average, steps_per_epoch)
+
+
+def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    if device.type != "cuda":
+        raise ValueError(f"sync_batchnorm: got true on {device.type}; PyTorch has it for GPUs only, set it to false")
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return converted
 
 
 def _train_pass(loop: Loop, batches: Iterable[Batch]) -> float:
@@ -362,34 +377,47 @@ def _train_pass(loop: Loop, batches: Iterable[Batch]) -> float:
     every = 1 if loop.device.type == "cpu" else STEPS_BETWEEN_CHECKS_ON_GPU
     losses: list[Tensor] = []
     sizes: list[int] = []
-    for image, mask, _ in batches:
+    for image, mask, index in batches:
         _set_lr(loop, len(sizes))
-        losses.append(_step(loop, image.to(loop.device, non_blocking=True), mask.to(loop.device, non_blocking=True)))
-        sizes.append(len(image))
+        losses.append(_step(loop, _on(loop.device, image), _on(loop.device, mask), len(index)))
+        sizes.append(len(index))
         if len(sizes) % every == 0:
             _check_finite(loop, losses[-every:], len(sizes))
     if not sizes:
         raise ValueError(f"epoch {loop.progress.epoch} has no training batch; lower batch_size or give more images")
     _check_finite(loop, losses[-(len(sizes) % every or every) :], len(sizes))
     weights = torch.tensor(sizes, dtype=torch.float64)
-    return float((torch.stack(losses).double().cpu() * weights).sum() / weights.sum())
+    both = torch.stack([(torch.stack(losses).double().cpu() * weights).sum(), weights.sum()])
+    added, count = ranks.total(both.to(loop.device)).tolist()
+    return float(added / count)
 
 
-def _step(loop: Loop, image: Tensor, mask: Tensor) -> Tensor:
-    """Make the loss of one batch smaller; return it, still on the device."""
-    with autocast(loop.device, loop.dtype):
-        logits = loop.model(image)  # (B, K, H, W)
-    value = loop.loss(logits.float(), mask)
-    torch.autograd.backward(loop.scaler.scale(value))
-    if loop.config.clip_norm:
-        loop.scaler.unscale_(loop.optimizer)
-        nn.utils.clip_grad_norm_(loop.model.parameters(), loop.config.clip_norm)
-    loop.scaler.step(loop.optimizer)
-    loop.scaler.update()
-    loop.optimizer.zero_grad(set_to_none=True)
+def _step(loop: Loop, image: Tensor, mask: Tensor, count: int) -> Tensor:
+    """Make the loss of one batch smaller; return it, the mean over this rank's images, still on the device.
+
+    count: images that count; 0 where a rank has none left and only keeps the others company.
+    """
+    made = loop.strategy
+    everywhere = ranks.total(torch.tensor(float(count), device=loop.device)) if made.world > 1 else float(count)
+    size = loop.config.micro_batch or len(image)
+    parts = list(zip(torch.split(image, size), torch.split(mask, size), strict=True))
+    value = torch.zeros((), device=loop.device)
+    for number, (part, truth) in enumerate(parts, start=1):
+        images = len(part) if count else 0
+        with autocast(loop.device, loop.dtype):
+            logits = made.forward(part)  # (B, K, H, W)
+        loss = loop.loss(logits.float(), truth)
+        # Gradients are averaged over ranks, so that the weights of all parts of all ranks sum to their number.
+        made.backward(loss * (images * made.world / everywhere), last=number == len(parts))
+        value = value + loss.detach() * (images / max(count, 1))
+    made.step()
     loop.progress.step += 1
     _average(loop)
-    return value.detach()
+    return value
+
+
+def _on(device: torch.device, tensor: Tensor) -> Tensor:
+    return tensor.to(device, non_blocking=True)
 
 
 def _set_lr(loop: Loop, step: int) -> None:
@@ -398,8 +426,7 @@ def _set_lr(loop: Loop, step: int) -> None:
         return
     share = min(step / loop.steps_per_epoch, 1.0) if loop.steps_per_epoch else 0.0
     lr = learning_rate(loop.config, loop.progress.epoch - 1 + share, loop.progress.plateau_scale)
-    for group in loop.optimizer.param_groups:
-        group["lr"] = lr
+    loop.strategy.set_lr(lr)
 
 
 def _average(loop: Loop) -> None:
@@ -414,10 +441,13 @@ def _average(loop: Loop) -> None:
 
 
 def _check_finite(loop: Loop, losses: list[Tensor], step: int) -> None:
-    """Raise for the first loss that is no number, naming epoch and step (from 1)."""
-    if all(map(math.isfinite, torch.stack(losses).tolist())):
+    """Raise for the first loss that is no number, on every rank at once, naming epoch and step (from 1)."""
+    values = torch.stack(losses).tolist()
+    mine = not all(map(math.isfinite, values))
+    if not ranks.total(torch.tensor(float(mine), device=losses[0].device)):
         return
-    values = [loss.item() for loss in losses]
+    if not mine:
+        raise NonFiniteError(f"epoch {loop.progress.epoch}: the loss of another rank is not finite")
     index = next(i for i, value in enumerate(values) if not math.isfinite(value))
     raise NonFiniteError(
         f"epoch {loop.progress.epoch} step {step - len(losses) + index + 1}: loss is {values[index]}; "
@@ -427,6 +457,7 @@ def _check_finite(loop: Loop, losses: list[Tensor], step: int) -> None:
 
 def _validate(loop: Loop, validate: Callable[[nn.Module], Mapping[str, float]]) -> Mapping[str, float]:
     model = loop.best_model.eval()
+    loop.strategy.agree(model)
     with torch.inference_mode(), autocast(loop.device, loop.dtype):
         metrics = validate(model)
     if not math.isfinite(metrics.get("val_loss", 0.0)):
@@ -440,9 +471,17 @@ def _saver(loop: Loop, meta: Mapping[str, Any]) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         if loop.closed or loop.progress.epoch != epoch:
             raise RuntimeError(f"epoch {epoch} is over; save it before the next is pulled and the run is closed")
-        checkpoints.save(folder, model=loop.best_model, meta={**meta, "epoch": epoch}, state=_state(loop))
+        state = _state(loop)
+        if loop.strategy.rank == 0:
+            checkpoints.save(folder, model=loop.best_model, meta={**meta, "epoch": epoch}, state=state)
 
     return save
+
+
+def _batch_record(loop: Loop) -> dict[str, int]:
+    """Return how many images made a step: of each process, and of all of them together."""
+    size, world = loop.config.batch_size, loop.strategy.world
+    return {"world_size": world, "batch_per_worker": size, "effective_batch": size * world}
 
 
 def _drawer(loop: Loop, draw: Callable[[nn.Module, Path], None] | None) -> Callable[[Path], None] | None:
@@ -458,11 +497,7 @@ def _drawer(loop: Loop, draw: Callable[[nn.Module, Path], None] | None) -> Calla
 
 def _state(loop: Loop) -> dict[str, Any]:
     """Return all that the run needs to go on, besides the weights in use."""
-    state: dict[str, Any] = {
-        "progress": asdict(loop.progress),
-        "optimizer": loop.optimizer.state_dict(),
-        "scaler": loop.scaler.state_dict(),
-    }
+    state: dict[str, Any] = {"progress": asdict(loop.progress), **loop.strategy.state()}
     if loop.average is not None:
         state["raw_weights"] = loop.model.state_dict()
     return state
@@ -475,8 +510,7 @@ def _restore(loop: Loop, folder: Path) -> None:
         # A run that averages from here on begins with the weights it was given.
         raw = state.get("raw_weights") or loop.average.state_dict()
         checkpoints.fill(loop.model, raw, source=str(folder))
-    loop.optimizer.load_state_dict(state["optimizer"])
-    loop.scaler.load_state_dict(state["scaler"])
+    loop.strategy.load(state)
     loop.progress = Progress(**state["progress"])
 
 
@@ -505,8 +539,7 @@ def _settings(config: TrainingConfig) -> Iterator[None]:
 def _release(loop: Loop) -> None:
     """Free what a run holds on its device, for the next one in the process."""
     loop.closed = True
-    loop.optimizer.zero_grad(set_to_none=True)
-    loop.optimizer.state.clear()
+    loop.strategy.release()
     loop.average = None
     if loop.device.type == "cuda":
         loop.model.cpu()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import configuration
-from segmentation import checkpoints, figures, normalisation, splits, training
+from segmentation import checkpoints, figures, normalisation, ranks, splits, training
 from segmentation.augmentation import Augmenter
 from segmentation.epoch import DataError, Epoch
 from segmentation.loading import batches
@@ -55,9 +55,15 @@ def training_batches(
             epoch=epoch,
             loader_workers=config.loader_workers,
             device=training.resolve_device(config.device),
+            place=ranks.place(),
         )
 
     return of_epoch
+
+
+def steps_per_epoch(config: TrainingConfig, made: Splits) -> int:
+    """Return how many steps an epoch has, for all processes that train together."""
+    return -(-len(made.train) // (config.batch_size * ranks.place()[1]))
 
 
 def with_splits(epoch: Epoch, made: Splits) -> Epoch:
@@ -65,7 +71,8 @@ def with_splits(epoch: Epoch, made: Splits) -> Epoch:
 
     def save(folder: Path) -> None:
         epoch.save(folder)
-        splits.write(made, folder / SPLITS)
+        if ranks.place()[0] == 0:
+            splits.write(made, folder / SPLITS)
 
     return dataclasses.replace(epoch, save=save)
 

@@ -28,6 +28,7 @@ from segmentation import (
     losses,
     networks,
     normalisation,
+    ranks,
     splits,
     training,
 )
@@ -132,7 +133,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
             "in_channels": samples.shape(0)[0],
         },
         resume=resume,
-        steps_per_epoch=-(-len(made.train) // config.batch_size),
+        steps_per_epoch=_model.steps_per_epoch(config, made),
     ):
         yield _model.with_splits(epoch, made)
 
@@ -228,7 +229,8 @@ def _validator(
     names = dataset.class_names(config.data)
 
     def validate(model: nn.Module) -> dict[str, float]:
-        scores = _score(config, model, samples, splits.indices(made, "validation"), normaliser)
+        mine = ranks.shard(splits.indices(made, "validation"))
+        scores = evaluation.gather(_score(config, model, samples, mine, normaliser))
         return evaluation.summary(scores, names, multilabel=False, convention=CONVENTION, prefix="val_")
 
     return validate

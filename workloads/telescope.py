@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segmentation import augmentation, checkpoints, evaluation, losses, normalisation, splits, training
+from segmentation import augmentation, checkpoints, evaluation, losses, normalisation, ranks, splits, training
 from segmentation import figures as drawing
 from segmentation.augmentation import Augmentation
 from segmentation.epoch import DataError, Epoch, Evaluation
@@ -200,7 +200,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         draw=functools.partial(_draw_strips, config, samples, made.validation, normaliser),
         meta=_model.meta("telescope", config, channel_names(config), normaliser, synthetic=not config.data.root),
         resume=resume,
-        steps_per_epoch=-(-len(made.train) // config.batch_size),
+        steps_per_epoch=_model.steps_per_epoch(config, made),
     ):
         kept = _model.with_splits(epoch, made)
         if run:
@@ -330,7 +330,7 @@ def _validator(config: Config, samples: Samples, made: Splits, normaliser: norma
     def one_pass(model: nn.Module, split: str) -> tuple[float, Any]:
         found = batches(
             samples,
-            splits.indices(made, split),
+            ranks.shard(splits.indices(made, split)),
             batch_size=64,
             normalise=normaliser,
             shuffle=False,
@@ -342,9 +342,10 @@ def _validator(config: Config, samples: Samples, made: Splits, normaliser: norma
         return scores.one_pass(model, found, loss, threshold=config.threshold)
 
     def validate(model: nn.Module) -> dict[str, float]:
-        report = scores.report(*one_pass(model, "validation"), counted(config))
+        report = scores.report(*scores.of_all_ranks(*one_pass(model, "validation")), counted(config))
         if config.train_iou:
-            report["train_mean_iou"] = scores.report(*one_pass(model, "train"), counted(config))["mean_iou"]
+            found = scores.of_all_ranks(*one_pass(model, "train"))
+            report["train_mean_iou"] = scores.report(*found, counted(config))["mean_iou"]
         return report
 
     return validate

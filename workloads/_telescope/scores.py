@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segmentation import metrics
+from segmentation import metrics, ranks
 from segmentation.metrics import Convention, Counts
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -71,6 +71,13 @@ def one_pass(
         raise ValueError("batches: got none; expected at least one")
     mean = float(np.average(torch.stack(losses).double().cpu().numpy(), weights=sizes))
     return mean, np.concatenate(counts)
+
+
+def of_all_ranks(loss: float, counts: Counts) -> tuple[float, Counts]:
+    """Return mean loss and counts (N, K, 4) of the passes of all ranks, each over a part of the images."""
+    parts = ranks.gather((loss * len(counts), counts))
+    everything = np.concatenate([part for _, part in parts])
+    return sum(added for added, _ in parts) / len(everything), everything
 
 
 def report(loss: float, counts: Counts, names: Mapping[str, int]) -> dict[str, float]:

@@ -1,0 +1,154 @@
+"""Several processes train as one does; each test with two starts them once, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+
+from segmentation import evaluation, loading, losses, ranks, strategy, training
+from segmentation.cache import cached
+from segmentation.epoch import NonFiniteError
+from segmentation.losses import Loss
+from segmentation.networks.unet import UNet
+from segmentation.normalisation import Normaliser
+from segmentation.samples import Sample
+from segmentation.training import TrainingConfig
+
+CLASSES = 2
+ONE = TrainingConfig(epochs=2, batch_size=4, lr=1e-2, device="cpu", precision="fp32", optimizer="sgd")
+TWO = replace(ONE, batch_size=2)
+
+
+def samples(folder: Path, count: int):
+    def make():
+        for number in range(count):
+            drawn = np.random.default_rng(number)
+            image = drawn.integers(0, 256, (1, 16, 16), dtype=np.uint8)
+            yield Sample(f"s{number}", f"g{number}", image, (image[0] > 127).astype(np.uint8))
+
+    return cached(f"strategy-{count}", make, folder=folder)
+
+
+def epochs(folder: Path, count: int, config: TrainingConfig, resume: Path | None = None, poison: int = -1):
+    """Train as a workload does; `poison` is the rank whose loss becomes nan in the second epoch."""
+    data, rank = samples(folder, count), ranks.place()[0]
+    loss = losses.build(Loss(), multilabel=False)
+    normalise = Normaliser()
+
+    def batches(epoch: int):
+        return loading.batches(
+            data, range(count), batch_size=config.batch_size, normalise=normalise, shuffle=True, seed=config.seed,
+            epoch=epoch, place=ranks.place(),
+        )  # fmt: skip
+
+    def spoiled(logits, mask):
+        broken = poison == rank and loop_epoch["now"] == 2
+        return loss(logits, mask) * (math.nan if broken else 1.0)
+
+    def validate(model: nn.Module):
+        mine = ranks.shard(range(count))
+        part = loading.batches(data, mine, batch_size=3, normalise=normalise, shuffle=False, seed=0, epoch=0)
+        per_image = losses.build_per_image(Loss(), multilabel=False)
+        scores = evaluation.gather(evaluation.score_batches(model, part, CLASSES, multilabel=False, loss=per_image))
+        return evaluation.summary(scores, ["a", "b"], multilabel=False, prefix="val_")
+
+    def staged(epoch: int):
+        loop_epoch["now"] = epoch
+        return batches(epoch)
+
+    loop_epoch = {"now": 0}
+    training.seed_everything(config.seed)
+    model = UNet(1, CLASSES, widths=(4,), bottleneck=8, norm="group")
+    yield from training.fit(
+        config, model=model, loss=spoiled, train_batches=staged, validate=validate, meta={}, resume=resume
+    )
+
+
+def told(run) -> list[dict[str, float]]:
+    return [dict(epoch.metrics) for epoch in run]
+
+
+def _rank(number: int, store: str, folder: str, count: int, poison: int) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
+    out = Path(folder)
+    try:
+        found = []
+        for epoch in epochs(out / f"cache{number}", count, TWO, poison=poison):
+            found.append(dict(epoch.metrics))
+            epoch.save(out / f"epoch{epoch.number}-rank{number}")
+        (out / f"{number}.json").write_text(json.dumps(found))
+    except NonFiniteError as error:
+        (out / f"{number}.error").write_text(str(error))
+    torch.distributed.destroy_process_group()
+
+
+def together(folder: Path, count: int, poison: int = -1) -> None:
+    """Train in two processes; each writes what its epochs told."""
+    torch.multiprocessing.spawn(_rank, (str(folder / "store"), str(folder), count, poison), nprocs=2)
+
+
+# 8 images: whole batches. 7: one of two and one. 5: the second rank has none left in the last batch.
+@pytest.mark.parametrize("count", [8, 7, 5])
+@pytest.mark.row("X9")
+def test_two_ranks_train_as_one_process_with_their_batch(count, tmp_path):
+    together(tmp_path, count)
+    first, second = (json.loads((tmp_path / f"{number}.json").read_text()) for number in (0, 1))
+    assert first == second
+    alone = told(epochs(tmp_path / "cache", count, ONE))
+    for ours, other in zip(first, alone, strict=True):
+        assert ours.keys() == other.keys()
+        for name, value in other.items():
+            assert ours[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_one_checkpoint_is_written_and_one_process_goes_on_from_it(tmp_path):
+    together(tmp_path, 7)
+    assert not (tmp_path / "epoch1-rank1").exists()
+    gone_on = told(epochs(tmp_path / "cache", 7, ONE, resume=tmp_path / "epoch1-rank0"))
+    alone = told(epochs(tmp_path / "cache", 7, ONE))
+    assert gone_on[0]["train_loss"] == pytest.approx(alone[1]["train_loss"], abs=1e-5)
+    meta = json.loads((tmp_path / "epoch1-rank0" / "checkpoint.json").read_text())
+    assert (meta["world_size"], meta["batch_per_worker"], meta["effective_batch"]) == (2, 2, 4)
+
+
+@pytest.mark.row("X11")
+def test_a_loss_that_is_no_number_on_one_rank_ends_all(tmp_path):
+    together(tmp_path, 8, poison=1)
+    assert "another rank" in (tmp_path / "0.error").read_text()
+    assert "loss is nan" in (tmp_path / "1.error").read_text()
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_gradients_of_parts_add_up_to_those_of_the_batch(micro, tmp_path):
+    whole = told(epochs(tmp_path, 7, ONE))
+    parts = told(epochs(tmp_path, 7, replace(ONE, micro_batch=micro)))
+    for ours, other in zip(parts, whole, strict=True):
+        assert ours["val_loss"] == pytest.approx(other["val_loss"], abs=1e-5)
+        assert ours["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+
+
+def test_ranks_share_every_batch_and_no_sample_comes_twice(tmp_path):
+    data = samples(tmp_path, 7)
+    options = {"batch_size": 2, "normalise": Normaliser(), "shuffle": True, "seed": 3, "epoch": 1}
+    parts = [list(loading.batches(data, range(7), place=(rank, 2), **options)) for rank in (0, 1)]
+    whole = list(loading.batches(data, range(7), **{**options, "batch_size": 4}))
+    assert [len(part) for part in parts] == [2, 2]
+    for left, right, both in zip(*parts, whole, strict=True):
+        assert torch.equal(torch.cat([left[2], right[2]]), both[2])
+    lonely = list(loading.batches(data, range(5), place=(1, 2), **options))[-1]
+    assert len(lonely[0]) == 1 and len(lonely[2]) == 0
+
+
+def test_a_strategy_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(ranks, "place", lambda: (0, 2))
+    with pytest.raises(ValueError, match="strategy: got single, but 2 processes train together"):
+        strategy.build("single", nn.Linear(1, 1), None, None, 0.0)
