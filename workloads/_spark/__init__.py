@@ -1,1 +1,1 @@
-"""Parts of the spark workload."""
+"""The parts of the spark workload: reader, synthetic data, samples, and the files it leaves behind."""

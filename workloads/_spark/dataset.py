@@ -17,6 +17,7 @@ import numpy as np
 
 from segmentation import cache, splits
 from segmentation.epoch import DataError
+from segmentation.images import image_size
 from segmentation.samples import Sample, Samples, size_text
 from segmentation.splits import Splits
 from workloads._spark import generator, reader
@@ -105,8 +106,8 @@ def deal(data: Data) -> Dealt:
 def in_proportion(sources: Sequence[Source], seed: int) -> list[Source]:
     """Return the rows in an order of which every beginning has the satellites in proportion.
 
-    Among the first n of it, each satellite has n times its share of all, to less than one or two. The order depends on
-    seed and names alone, and a longer beginning holds the shorter ones.
+    Among the first n, each satellite has about n times its share of all, rounded. The order depends on seed and names
+    alone, and a longer beginning holds the shorter ones. Rounding is Webster's, as of seats in a parliament.
     """
     of_satellite: dict[str, list[tuple[bytes, Source]]] = defaultdict(list)
     for source in sources:
@@ -239,8 +240,6 @@ def _hold_out(sources: Sequence[Source], data: Data) -> tuple[list[Source], list
 
 
 def _refuse_other_size(source: Source, picture: np.ndarray[Any, Any]) -> None:
-    from segmentation.images import image_size
-
     height, width = image_size(source.mask)
     if picture.shape[:2] != (height, width):
         here = f"is {size_text(picture[..., 0])}, its mask {source.mask} is {width}x{height}"

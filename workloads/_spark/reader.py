@@ -49,8 +49,8 @@ def find(part: Part, table: Path, image_root: Path, mask_root: Path) -> list[Sou
     """Return the rows of a CSV file, in its order.
 
     Raises:
-        DataError: for a CSV that is missing, unreadable, empty or lacks columns; a row that stands there twice or has an
-            empty cell; or rows whose files are missing: all are counted, the first few listed.
+        DataError: for a CSV that is missing, unreadable, empty or lacks columns; a row that stands there twice or has
+            an empty cell; or rows whose files are missing: all are counted, the first few listed.
     """
     sources = [_source(part, row, image_root, mask_root) for row in _rows(table)]
     if twice := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
