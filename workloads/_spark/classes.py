@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,13 +36,13 @@ def nearest_class(colours: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8]
     JPEG mixes the colours along an edge, over two pixels; so a pixel counts as stray only if its eight neighbours are
     farther than FAR from every colour too. Of two colours equally near, the first counts.
     """
-    wide = colours.astype(np.int32)
+    planes = [plane.astype(np.int32) for plane in np.moveaxis(colours, -1, 0)]
     found = np.zeros(colours.shape[:2], np.uint8)
-    least = _squared_distance(wide, COLOURS[0])
+    least = _squared_distance(planes, COLOURS[0])
     for number, colour in enumerate(COLOURS[1:], start=1):
-        distance = _squared_distance(wide, colour)
+        distance = _squared_distance(planes, colour)
         found[distance < least] = number
-        least = np.minimum(least, distance)
+        np.minimum(least, distance, out=least)
     return found, float(_inner(least > FAR**2).mean())
 
 
@@ -49,8 +51,9 @@ def paint(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return class_map(mask, COLOURS)
 
 
-def _squared_distance(colours: npt.NDArray[np.int32], colour: Colour) -> npt.NDArray[np.int32]:
-    return np.asarray(((colours - np.array(colour, np.int32)) ** 2).sum(axis=-1), np.int32)
+def _squared_distance(planes: Sequence[npt.NDArray[np.int32]], colour: Colour) -> npt.NDArray[np.int32]:
+    red, green, blue = ((plane - value) ** 2 for plane, value in zip(planes, colour, strict=True))
+    return red + green + blue
 
 
 def _inner(where: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

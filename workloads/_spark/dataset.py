@@ -205,7 +205,11 @@ def manifest(data: Data) -> dict[str, Any]:
         },
         "satellites": {name: {label: counts[name][label] for label in known} for name in splits.NAMES},
         "synthetic": not data.root,
-        "warnings": [*_synthetic_warning(data), *_warnings(of_split, counts, known, pixels)],
+        "warnings": [
+            *_synthetic_warning(data),
+            *_few_warning(data, len(made.train)),
+            *_warnings(of_split, counts, known, pixels),
+        ],
     }
 
 
@@ -262,6 +266,11 @@ def _synthetic_warning(data: Data) -> Iterator[str]:
         made = f"{data.synthetic.samples} generated pictures in {root(data)} are used"
         remedy = "set data.root to a folder with train.csv, val.csv, images/ and mask/"
         yield f"SYNTHETIC DATA: data.root is not given, so {made}; scores say nothing about SPARK; {remedy}"
+
+
+def _few_warning(data: Data, count: int) -> Iterator[str]:
+    if count < data.downsample:
+        yield f"data.downsample wants {data.downsample} samples to train on, and there are {count}"
 
 
 def _warnings(

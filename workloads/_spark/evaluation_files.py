@@ -156,7 +156,13 @@ def draw_examples(folder: Path, examples: Iterable[Example], count: int) -> list
 
 
 def draw_example(path: Path, example: Example) -> Path:
-    """Write input, truth and prediction side by side, the satellite's name above."""
+    """Write the picture of one example."""
+    example_figure(example).savefig(path, dpi=100)
+    return path
+
+
+def example_figure(example: Example) -> Any:
+    """Return a matplotlib figure of input, truth and prediction side by side, the satellite's name above."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
@@ -167,8 +173,7 @@ def draw_example(path: Path, example: Example) -> Path:
         axis.imshow(picture)
         axis.set(xticks=[], yticks=[], title=title)
     figures.legend(figure, CLASSES, COLOURS, skip_first=False)
-    figure.savefig(path, dpi=100)
-    return path
+    return figure
 
 
 def _of_satellite(tables: Table) -> Scores:

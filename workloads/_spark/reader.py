@@ -133,12 +133,11 @@ def _rows(table: Path) -> list[dict[str, str]]:
         # Spreadsheets put a byte order mark before the first column's name.
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            there, rows = reader.fieldnames or [], list(reader)
     except FileNotFoundError as error:
         raise DataError(f"{table}: no such file; expected columns {', '.join(COLUMNS)}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read as CSV ({error})") from error
-    there = reader.fieldnames or []
     if missing := [column for column in COLUMNS if column not in there]:
         raise DataError(f"{table}: no column {', '.join(missing)}; it has {', '.join(there) or 'none'}")
     if not rows:

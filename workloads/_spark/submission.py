@@ -78,7 +78,7 @@ def stems(images: Sequence[Path]) -> dict[str, Path]:
 
 
 def save(out_dir: Path, image: str, classes: Pixels, *, kind: Kind = "bool", picture: bool = False) -> list[Path]:
-    """Write the prediction of a picture by its file name, with `picture` NAME_pred.png in colours too; return the paths."""
+    """Write the prediction of a picture, given by its file name; with `picture` NAME_pred.png too. Return the paths."""
     from PIL import Image
 
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -141,8 +141,9 @@ def _read(path: Path) -> tuple[Layer | None, str]:
     """Return the layer, or what is wrong with its file."""
     try:
         with np.load(path, allow_pickle=False) as content:
-            if not isinstance(content, Mapping) or content.files != [KEY]:
-                return None, f"has keys {', '.join(getattr(content, 'files', [])) or 'none'}; expected {KEY} alone"
+            keys = list(content) if isinstance(content, Mapping) else []
+            if keys != [KEY]:
+                return None, f"has keys {', '.join(keys) or 'none'}; expected {KEY} alone"
             return content[KEY], ""
     except BROKEN as error:
         return None, f"cannot be read ({error})"
@@ -166,7 +167,7 @@ def _wrong(layer: Layer, size: tuple[int, int]) -> Iterator[str]:
 
 def _compress(path: Path, layer: Layer) -> None:
     with path.open("wb") as file:
-        np.savez_compressed(file, **{KEY: layer})
+        np.savez_compressed(file, data=layer)
 
 
 def _pack(path: Path, files: Sequence[Path]) -> None:

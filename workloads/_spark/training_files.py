@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -122,7 +123,7 @@ class RunFolder:
 
     def _is_best(self, metrics: Row) -> bool:
         before = best(self.rows, self.metric, self.mode)
-        if self.metric not in metrics:
+        if not _measured(metrics, self.metric):
             return False
         # Of equal epochs the first stays.
         return before is None or best([before, metrics], self.metric, self.mode) is metrics
@@ -130,7 +131,7 @@ class RunFolder:
 
 def best(rows: Sequence[Row], metric: str, mode: Literal["min", "max"]) -> Row | None:
     """Return the first of the best rows that have the metric, or None."""
-    scored = [row for row in rows if metric in row]
+    scored = [row for row in rows if _measured(row, metric)]
     if not scored:
         return None
     return (min if mode == "min" else max)(scored, key=lambda row: row[metric])
@@ -207,12 +208,12 @@ def plots_figure(rows: Sequence[Row]) -> Any:
 
 def points(rows: Sequence[Row], name: str) -> tuple[list[int], list[float]]:
     """Return the epochs in which a metric was measured, and its values there."""
-    found = [row for row in rows if row.get(name) is not None]
+    found = [row for row in rows if _measured(row, name)]
     return [int(row["epoch"]) for row in found], [float(row[name]) for row in found]
 
 
 def write_curves(path: Path, rows: Sequence[Row]) -> Path:
-    """Write NAME and NAME_epochs, two arrays of one length, for every metric: its values, and when each was measured."""
+    """Write NAME and NAME_epochs, two arrays of one length, for every metric: its values, and where they belong."""
     arrays: dict[str, Any] = {}
     for name in dict.fromkeys(name for row in rows for name in row if name != "epoch"):
         epochs, values = points(rows, name)
@@ -237,9 +238,15 @@ def report(
     lines += [f"best epoch: {top['epoch']} ({metric} {top[metric]:.5f})" if top else f"best epoch: none has {metric}"]
     lines += ["", f"{'epoch':>6}" + "".join(f"{name:>20}" for name in names)]
     for row in rows:
-        cells = ("-" if row.get(name) is None else f"{row[name]:.6g}" for name in names)
+        cells = (f"{row[name]:.6g}" if _measured(row, name) else "-" for name in names)
         lines.append(f"{row['epoch']:>6}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines) + "\n"
+
+
+def _measured(row: Row, name: str) -> bool:
+    """Say whether a row has a number under a name; JSON gives None back where there was none."""
+    value = row.get(name)
+    return value is not None and math.isfinite(value)
 
 
 def _tensors(file: Path, weights: Any) -> Weights:
