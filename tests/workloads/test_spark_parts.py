@@ -383,6 +383,28 @@ def test_other_places_for_csv_and_folders_are_used(tree, tmp_path):
     assert len(dataset.find(Data(root=str(tmp_path), **given), "train")) == 60
 
 
+@pytest.mark.shared_data
+def test_shared_pictures_come_through_the_layout(shared_data, tmp_path):
+    truth = {}
+    for part, numbers in {"train": ("00", "03", "06", "09"), "val": ("12", "15")}.items():
+        rows = [("XMM Newton", f"{number}_img.jpg", f"{number}_layer.jpg") for number in numbers]
+        _tree(tmp_path, rows, part=part)
+        for (satellite, image, mask), number in zip(rows, numbers, strict=True):
+            truth[f"{satellite}/{part}/{image}"] = _opened(shared_data / "spark" / "masks" / f"{number}.png")
+            picture = _opened(shared_data / "spark" / "images" / f"{number}.png")
+            _saved(tmp_path / "images" / satellite / part / image, picture, quality=95)
+            colours = classes.paint(truth[f"{satellite}/{part}/{image}"])
+            _saved(tmp_path / "mask" / satellite / part / mask, colours, quality=75)
+    data = Data(root=str(tmp_path), held_out=0.25, cache=str(tmp_path / "cache"))
+    samples, made = dataset.load(data)
+    assert (len(made.train), len(made.validation), len(made.test)) == (3, 1, 2)
+    for index in made.train + made.validation:
+        assert samples.image(index).shape == (3, 512, 512)
+        assert (samples.mask(index) == truth[samples.names[index]]).mean() > 0.99
+    # One of the six shows no panels; all show a spacecraft.
+    assert not [warning for warning in dataset.manifest(data)["warnings"] if "background only" in warning]
+
+
 def test_manifest_counts_satellites_and_class_shares(data):
     told = dataset.manifest(data)
     assert told["samples"] == {"train": 51, "validation": 9, "test": 20}
