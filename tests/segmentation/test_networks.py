@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 
 def small(name, **changes):
-    return Network(name=name, **{"base": 4, "depth": 2, "encoder": "resnet10t", **changes})
+    return Network(name=name, **{"base": 4, "depth": 2, "encoder": "resnet10t", "cat_channels": 4, **changes})
 
 
 @pytest.fixture(params=sorted(NETWORKS))
