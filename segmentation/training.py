@@ -378,8 +378,8 @@ def _train_pass(loop: Loop, batches: Iterable[Batch]) -> float:
 def _step(loop: Loop, image: Tensor, mask: Tensor) -> Tensor:
     """Make the loss of one batch smaller; return it, still on the device."""
     with autocast(loop.device, loop.dtype):
-        logits = loop.model(image)  # (B, K, H, W)
-    value = loop.loss(logits.float(), mask)
+        output = loop.model(image)  # logits (B, K, H, W), or Outputs
+    value = loop.loss(output.float(), mask)
     torch.autograd.backward(loop.scaler.scale(value))
     if loop.config.clip_norm:
         loop.scaler.unscale_(loop.optimizer)

@@ -259,14 +259,15 @@ def _run(level: nn.Module, maps: list[Tensor], recompute: bool) -> Tensor:
 @contextlib.contextmanager
 def _untracked(module: nn.Module) -> Iterator[None]:
     """Keep batch norm from counting a batch a second time when it is computed again."""
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
-        layer.track_running_stats = False
+        layer.momentum, layer.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
+        for layer, (momentum, batches) in zip(layers, kept, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, batches
 
 
 def _enlarged(maps: Tensor, like: Tensor) -> Tensor:
