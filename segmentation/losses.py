@@ -6,6 +6,7 @@ loss for training is the mean. Ignored pixels count for nothing, in every loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -338,13 +339,17 @@ def _similarity(first: Tensor, second: Tensor, valid: Tensor) -> tuple[Tensor, T
 
 
 def _blurred(maps: Tensor) -> Tensor:
-    """Return the sum of (B, K, H, W) under the window around each pixel, with nothing outside the image."""
-    distance = torch.arange(SSIM_WINDOW, device=maps.device, dtype=maps.dtype) - SSIM_WINDOW // 2
-    bell = torch.exp(-(distance**2) / (2 * SSIM_SIGMA**2))
-    bell, half = bell / bell.sum(), SSIM_WINDOW // 2
-    flat = maps.reshape(-1, 1, *maps.shape[2:])
-    flat = F.conv2d(flat, bell.view(1, 1, -1, 1), padding=(half, 0))
-    return F.conv2d(flat, bell.view(1, 1, 1, -1), padding=(0, half)).view_as(maps)
+    """Return the weighted sum of (..., H, W) under the window around each pixel, with nothing outside the image.
+
+    By shifted sums: as a convolution it would be rounded (autocast, TF32) more than variances bear.
+    """
+    half = SSIM_WINDOW // 2
+    heights = [math.exp(-(distance**2) / (2 * SSIM_SIGMA**2)) for distance in range(-half, half + 1)]
+    for axis, pad in ((-2, (0, 0, half, half)), (-1, (half, half))):
+        padded, size = F.pad(maps, pad), maps.shape[axis]
+        shifted = (height / sum(heights) * padded.narrow(axis, at, size) for at, height in enumerate(heights))
+        maps = sum(shifted, maps.new_zeros(()))
+    return maps
 
 
 def _halved(first: Tensor, second: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

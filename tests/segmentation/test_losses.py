@@ -88,6 +88,14 @@ def test_half_precision_logits_are_scored_in_single(name, multilabel):
     torch.testing.assert_close(only(name, multilabel)(logits, mask), only(name, multilabel)(logits.float(), mask))
 
 
+@pytest.mark.parametrize(("name", "multilabel"), CASES)
+def test_autocast_changes_no_loss(name, multilabel):
+    mask, logits = random_mask(multilabel, size=24), torch.randn(2, 3, 24, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = only(name, multilabel)(logits, mask)
+    assert torch.equal(value, only(name, multilabel)(logits, mask))
+
+
 def test_cross_entropy_is_torchs():
     mask, logits = random_mask(False), torch.randn(2, 3, 12, 12)
     torch.testing.assert_close(only("ce")(logits, mask), F.cross_entropy(logits, mask))
