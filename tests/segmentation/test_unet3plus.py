@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from segmentation import training
 from segmentation.checkpoints import safetensors_weights
+from segmentation.epoch import DataError
 from segmentation.losses import Loss
 from segmentation.losses import build as build_loss
 from segmentation.networks import Network, build, parameter_count, unet3plus
@@ -258,3 +260,17 @@ def test_an_encoder_of_one_level_is_refused():
 def test_a_misspelt_backbone_is_named_with_its_neighbour():
     with pytest.raises(ValueError, match=r"no model 'convnext_tinny'; did you mean .*convnext_tiny"):
         built(plain(encoder="convnext_tinny"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_encoder_takes_the_weights_of_a_file(name, tmp_path):
+    import timm
+
+    torch.manual_seed(1)
+    source = timm.create_model("resnet10t")
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    path = str(tmp_path / "weights.safetensors")
+    model = built(plain(name, encoder="resnet10t", weights_path=path, freeze_encoder=True))
+    torch.testing.assert_close(model.encoder.layer1[0].conv1.weight, source.layer1[0].conv1.weight)
+    with pytest.raises(DataError, match=r"no file .*nowhere.*pretrained=false"):
+        built(plain(name, encoder="resnet10t", weights_path=str(tmp_path / "nowhere")))
