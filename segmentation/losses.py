@@ -6,6 +6,7 @@ loss for training is the mean. Ignored pixels count for nothing, in every loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmentation.outputs import Outputs
+
 IGNORE_INDEX = 255
 LEGACY_EPSILON = 1e-6
+# Wang et al. 2003: weight of each scale, finest first, and side and width of the Gaussian window.
+SSIM_SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+SSIM_LEAST = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +42,26 @@ class Loss:
     """Weight of the Tversky loss: Dice with its own weights for false positives and false negatives."""
     lovasz: float = 0.0
     """Weight of the Lovasz loss, a surrogate of the IoU."""
+    iou: float = 0.0
+    """Weight of the soft IoU (Jaccard) loss."""
+    ms_ssim: float = 0.0
+    """Weight of the multi-scale structural similarity loss, which looks at outlines."""
+    aux_weight: float = 0.4
+    """Weight of the mean loss of a network's auxiliary logits (network.deep_supervision)."""
+    aux_decay: bool = False
+    """Whether in that mean each level weighs half of the next finer one."""
+    presence: float = 1.0
+    """Weight of the binary cross-entropy of which classes an image has (network.guided)."""
     class_weights: tuple[float, ...] = ()
     """Weight of each class in ce, bce and focal; empty: all 1."""
     dice_empty: Literal["smooth", "legacy"] = "smooth"
     """smooth: a class that is neither there nor predicted costs 0. legacy: an absent class costs 1 whatever comes."""
     dice_smooth: float = 1.0
-    """Pixels added above and below the line in dice and tversky (not in legacy)."""
+    """Pixels added above and below the line in dice, tversky and iou (not in legacy)."""
     dice_pooling: Literal["image", "batch"] = "image"
-    """Whether dice and tversky are taken of each image or of the batch as one."""
+    """Whether dice, tversky and iou are taken of each image or of the batch as one."""
     dice_background: bool = True
-    """Whether class 0 counts in dice, tversky and lovasz (classes that exclude each other)."""
+    """Whether class 0 counts in dice, tversky, lovasz, iou and ms_ssim (classes that exclude each other)."""
     focal_gamma: float = 2.0
     """How much less a pixel counts that is already right."""
     tversky_alpha: float = 0.3
@@ -53,7 +71,7 @@ class Loss:
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in LOSSES}
-        for name in (*weights, "focal_gamma", "tversky_alpha", "tversky_beta"):
+        for name in (*weights, "focal_gamma", "tversky_alpha", "tversky_beta", "aux_weight", "presence"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected 0 or more")
         if self.dice_smooth <= 0:
@@ -76,7 +94,9 @@ class Target:
     """Whether a pixel has one class (softmax) or any number of them (sigmoid)."""
 
 
-def build(config: Loss, *, multilabel: bool, ignore_index: int = IGNORE_INDEX) -> Callable[[Tensor, Tensor], Tensor]:
+def build(
+    config: Loss, *, multilabel: bool, ignore_index: int = IGNORE_INDEX
+) -> Callable[[Tensor | Outputs, Tensor], Tensor]:
     """Return the weighted loss of a batch, a scalar: the mean of `build_per_image`.
 
     Raises:
@@ -84,26 +104,46 @@ def build(config: Loss, *, multilabel: bool, ignore_index: int = IGNORE_INDEX) -
     """
     per_image = build_per_image(config, multilabel=multilabel, ignore_index=ignore_index)
 
-    def loss(logits: Tensor, mask: Tensor) -> Tensor:
-        return per_image(logits, mask).mean()
+    def loss(output: Tensor | Outputs, mask: Tensor) -> Tensor:
+        return per_image(output, mask).mean()
 
     return loss
 
 
 def build_per_image(
     config: Loss, *, multilabel: bool, ignore_index: int = IGNORE_INDEX
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the weighted loss of each image: logits (B, K, H, W) and mask (B, H, W) or (B, K, H, W) to (B,)."""
+) -> Callable[[Tensor | Outputs, Tensor], Tensor]:
+    """Return the weighted loss of each image, (B,).
+
+    It reads logits (B, K, H, W), or Outputs of which each part has its own term, and a mask (B, H, W) or (B, K, H, W).
+    """
     if multilabel and config.ce:
         raise ValueError("ce: cross-entropy needs classes that exclude each other; set ce=0 and give bce a weight")
     terms = [(getattr(config, name), function) for name, function in LOSSES.items() if getattr(config, name)]
 
-    def loss(logits: Tensor, mask: Tensor) -> Tensor:
-        target = read_target(mask, logits, multilabel=multilabel, ignore_index=ignore_index)
+    def of_logits(logits: Tensor, target: Target) -> Tensor:
         values = [weight * function(logits.float(), target, config) for weight, function in terms]
         return torch.stack(values).sum(0)
 
+    def loss(output: Tensor | Outputs, mask: Tensor) -> Tensor:
+        output = output if isinstance(output, Outputs) else Outputs(output)
+        target = read_target(mask, output.logits, multilabel=multilabel, ignore_index=ignore_index)
+        value = of_logits(output.logits, target)
+        # At weight 0 too: processes that train together expect a gradient of every parameter.
+        if output.auxiliary:
+            found = torch.stack([of_logits(logits, target) for logits in output.auxiliary])
+            value = value + config.aux_weight * (auxiliary_shares(config, len(found)).to(found)[:, None] * found).sum(0)
+        if output.presence is not None:
+            value = value + config.presence * presence(output.presence.float(), target)
+        return value
+
     return loss
+
+
+def auxiliary_shares(config: Loss, count: int) -> Tensor:
+    """Return the share of each level's auxiliary loss in their mean, (count,), finest first."""
+    weights = torch.tensor([0.5**level if config.aux_decay else 1.0 for level in range(count)])
+    return weights / weights.sum()
 
 
 def read_target(mask: Tensor, logits: Tensor, *, multilabel: bool, ignore_index: int = IGNORE_INDEX) -> Target:
@@ -186,6 +226,46 @@ def lovasz(logits: Tensor, target: Target, config: Loss) -> Tensor:
     return (cost * counts).sum(1) / counts.sum(1).clamp(min=1)
 
 
+def iou(logits: Tensor, target: Target, config: Loss) -> Tensor:
+    """Return one minus the mean soft IoU over classes, (B,)."""
+    overlap, predicted, true = _soft_counts(logits, target, config)
+    smooth = config.dice_smooth
+    return (1 - (overlap + smooth) / (predicted + true - overlap + smooth)).mean(1)
+
+
+def ms_ssim(logits: Tensor, target: Target, config: Loss) -> Tensor:
+    """Return one minus the mean over classes of the structural similarity of probabilities and mask, (B,).
+
+    Windows end at the image's edge and at ignored pixels, as if these were outside; five scales, fewer where a side
+    would become shorter than the window.
+    Source: Wang, Simoncelli, Bovik 2003, Multi-scale structural similarity; in a hybrid loss, arXiv:2004.08790.
+    """
+    probability, onehot = _of_interest(_probability(logits, target), target.onehot, target, config)
+    valid = target.valid[:, : onehot.shape[1]].expand_as(onehot)
+    present = valid.amax((2, 3))  # (B, K)
+    weights = _scale_weights(min(onehot.shape[2:]))
+    similarity = torch.ones_like(present)
+    for scale, weight in enumerate(weights):
+        luminance, structure = _similarity(probability, onehot, valid)
+        last = scale == len(weights) - 1
+        found = _weighted_mean(luminance * structure if last else structure, valid)
+        # A power below 1 of a number near 0 or less has no gradient to go by.
+        similarity = similarity * (found if len(weights) == 1 else found.clamp(min=SSIM_LEAST) ** weight)
+        if not last:
+            probability, onehot, valid = _halved(probability, onehot, valid)
+    return ((1 - similarity) * present).mean(1)
+
+
+def presence(logits: Tensor, target: Target) -> Tensor:
+    """Return the mean over classes of the binary cross-entropy of whether they occur in the image, (B,).
+
+    logits: (B, K).
+    """
+    occurs = target.onehot.amax((2, 3))
+    surprise = F.binary_cross_entropy_with_logits(logits, occurs, reduction="none")
+    return (surprise * target.valid.amax((2, 3))).mean(1)
+
+
 LOSSES: dict[str, Callable[[Tensor, Target, Loss], Tensor]] = {
     "ce": cross_entropy,
     "bce": binary_cross_entropy,
@@ -193,6 +273,8 @@ LOSSES: dict[str, Callable[[Tensor, Target, Loss], Tensor]] = {
     "focal": focal,
     "tversky": tversky,
     "lovasz": lovasz,
+    "iou": iou,
+    "ms_ssim": ms_ssim,
 }
 
 
@@ -236,3 +318,47 @@ def _lovasz_gradient(truth: Tensor) -> Tensor:
     total = truth.sum(2, keepdim=True)
     loss = 1 - (total - truth.cumsum(2)) / (total + (1 - truth).cumsum(2))
     return torch.cat([loss[..., :1], loss[..., 1:] - loss[..., :-1]], 2)
+
+
+def _scale_weights(side: int) -> list[float]:
+    """Return the weight of each scale whose images are not smaller than the window, of one at least; their sum is 1."""
+    count = max(1, sum(side >> scale >= SSIM_WINDOW for scale in range(len(SSIM_SCALES))))
+    used = SSIM_SCALES[:count]
+    return [weight / sum(used) for weight in used]
+
+
+def _similarity(first: Tensor, second: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return luminance, and contrast times structure, around each pixel; all are (B, K, H, W)."""
+    maps = torch.stack([first, second, first * first, second * second, first * second]) * valid
+    mass = _blurred(valid).clamp(min=1e-6)
+    mean_1, mean_2, square_1, square_2, product = (_blurred(each) / mass for each in maps)
+    variances = square_1 - mean_1**2 + square_2 - mean_2**2
+    luminance = (2 * mean_1 * mean_2 + SSIM_C1) / (mean_1**2 + mean_2**2 + SSIM_C1)
+    structure = (2 * (product - mean_1 * mean_2) + SSIM_C2) / (variances + SSIM_C2)
+    return luminance, structure
+
+
+def _blurred(maps: Tensor) -> Tensor:
+    """Return the weighted sum of (..., H, W) under the window around each pixel, with nothing outside the image.
+
+    By shifted sums: as a convolution it would be rounded (autocast, TF32) more than variances bear.
+    """
+    half = SSIM_WINDOW // 2
+    heights = [math.exp(-(distance**2) / (2 * SSIM_SIGMA**2)) for distance in range(-half, half + 1)]
+    for axis, pad in ((-2, (0, 0, half, half)), (-1, (half, half))):
+        padded, size = F.pad(maps, pad), maps.shape[axis]
+        shifted = (height / sum(heights) * padded.narrow(axis, at, size) for at, height in enumerate(heights))
+        maps = sum(shifted, maps.new_zeros(()))
+    return maps
+
+
+def _halved(first: Tensor, second: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return both at half the resolution, averaged over what is valid, and how much of each new pixel that is."""
+    share = F.avg_pool2d(valid, 2, ceil_mode=True)
+    halves = [F.avg_pool2d(each * valid, 2, ceil_mode=True) / share.clamp(min=1e-6) for each in (first, second)]
+    return halves[0], halves[1], share
+
+
+def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean of (B, K, H, W) over pixels, (B, K)."""
+    return (values * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1e-6)

@@ -405,8 +405,8 @@ def _step(loop: Loop, image: Tensor, mask: Tensor, count: int) -> Tensor:
     for number, (part, truth) in enumerate(parts, start=1):
         images = len(part) if count else 0
         with autocast(loop.device, loop.dtype):
-            logits = made.forward(part)  # (B, K, H, W)
-        loss = loop.loss(logits.float(), truth)
+            output = made.forward(part)  # logits (B, K, H, W), or Outputs
+        loss = loop.loss(output.float(), truth)
         # Gradients are averaged over ranks, so that the weights of all parts of all ranks sum to their number.
         made.backward(loss * (images * made.world / everywhere), last=number == len(parts))
         value = value + loss.detach() * (images / max(count, 1))

@@ -1,6 +1,6 @@
 """Networks that turn an image (B, C, H, W) of any size into logits (B, K, H, W), found by their name.
 
-One module a family, each with `build(config, in_channels, classes)`. A new family is one more module, one more
+One module a family, with a function `build(config, in_channels, classes)`. A new family is one more module, one more
 entry in `NETWORKS` and one more name in `Network.name`; the contract test finds it.
 """
 
@@ -12,40 +12,51 @@ from typing import Literal
 
 from torch import nn
 
-from segmentation.networks import timm_unet, tinyunet, unet
+from segmentation.networks import timm_unet, tinyunet, unet, unet3plus
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """Which network, and how large."""
 
-    name: Literal["tinyunet", "unet", "timm_unet"] = "unet"
-    """Family: tinyunet (two resolutions below the image), unet (any depth), timm_unet (a timm encoder)."""
+    name: Literal["tinyunet", "unet", "timm_unet", "unet3plus", "unet3plus_simplified"] = "unet"
+    """Family: tinyunet (two resolutions below the image), unet (any depth), timm_unet (a timm encoder), unet3plus (a
+    timm encoder, and skips between all scales), unet3plus_simplified (a timm encoder, and decoder levels fused)."""
     base: int = 32
-    """Channels at full resolution; they double at each level (tinyunet, and unet without widths)."""
+    """Channels at full resolution; they double at each level (tinyunet; unet and encoder plain, without widths)."""
     depth: int = 4
-    """Levels above the bottleneck (unet without widths)."""
+    """Levels above the bottleneck (unet and encoder plain, without widths)."""
     widths: tuple[int, ...] = ()
-    """Channels of each level, finest first, instead of base and depth (unet)."""
+    """Channels of each level, finest first, instead of base and depth (unet, encoder plain)."""
     bottleneck: int = 0
-    """Channels of the bottleneck; 0: twice those of the level above it (unet)."""
+    """Channels of the bottleneck; 0: twice those of the level above it (unet, encoder plain)."""
     norm: Literal["batch", "group", "instance", "none"] = "batch"
-    """Normalisation after each convolution (unet, and the decoder of timm_unet)."""
+    """Normalisation after each convolution (unet, encoder plain, and the decoders of the others but tinyunet)."""
     dropout: float = 0.0
     """Probability that a channel of a decoder level is dropped in training."""
     encoder: str = "resnet18"
-    """Any timm model with features_only (timm_unet)."""
+    """Any timm model with features_only (timm_unet, unet3plus), or plain: that of a unet (unet3plus)."""
     encoder_levels: int = 0
-    """How many of the encoder's levels are used, finest first; 0: all (timm_unet)."""
+    """How many of the encoder's levels are used, finest first; 0: all (timm encoders)."""
     decoder_widths: tuple[int, ...] = ()
     """Channels of the decoder's levels, coarsest first; empty: 256, 128, 64, 32, 16 cut to fit (timm_unet)."""
     pretrained: bool = False
-    """Start the encoder from timm's published weights, downloaded once (timm_unet)."""
+    """Start the encoder from timm's published weights, downloaded once (timm encoders)."""
     weights_path: str | None = None
-    """Start the encoder from this file of timm weights instead: .safetensors, .bin or .pth (timm_unet)."""
+    """Start the encoder from this file of timm weights instead: .safetensors, .bin or .pth (timm encoders)."""
+    freeze_encoder: bool = False
+    """Train the decoder alone; the encoder's weights and batch-norm statistics stay (timm_unet, unet3plus)."""
+    cat_channels: int = 64
+    """Channels that each scale gives a decoder level; those of the level are their sum (unet3plus)."""
+    deep_supervision: bool = False
+    """In training, logits of every decoder level, scored with loss.aux_weight (unet3plus)."""
+    guided: bool = False
+    """Learn which classes an image has, scored with loss.presence, and leave out the others (unet3plus)."""
+    recompute: bool = False
+    """Compute decoder levels again in the backward pass instead of keeping them: less memory, slower (unet3plus)."""
 
     def __post_init__(self) -> None:
-        for name in ("base", "depth"):
+        for name in ("base", "depth", "cat_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected at least 1")
         for name in ("bottleneck", "encoder_levels"):
@@ -62,6 +73,8 @@ NETWORKS: dict[str, Callable[[Network, int, int], nn.Module]] = {
     "tinyunet": tinyunet.build,
     "unet": unet.build,
     "timm_unet": timm_unet.build,
+    "unet3plus": unet3plus.build,
+    "unet3plus_simplified": unet3plus.build_simplified,
 }
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from segmentation.outputs import Outputs
+
+Output = TypeVar("Output", Tensor, Outputs, Tensor | Outputs)
 
 
 def conv(in_channels: int, out_channels: int, norm: str = "batch") -> list[nn.Module]:
@@ -28,7 +33,7 @@ def normalisation(name: str, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels)
 
 
-def fitted(forward: Callable[[Tensor], Tensor], image: Tensor, multiple: int) -> Tensor:
+def fitted(forward: Callable[[Tensor], Output], image: Tensor, multiple: int) -> Output:
     """Run a network on an image padded at its right and lower edge, and cut the padding off the logits.
 
     image: (B, C, H, W); the edge is repeated until both sides are a multiple of `multiple`, and twice it at
@@ -39,7 +44,8 @@ def fitted(forward: Callable[[Tensor], Tensor], image: Tensor, multiple: int) ->
     if not (down or right):
         return forward(image)
     padded = F.pad(image, (0, right, 0, down), mode="replicate")
-    return forward(padded)[..., :height, :width]
+    output = forward(padded)
+    return output.cropped(height, width) if isinstance(output, Outputs) else output[..., :height, :width]
 
 
 def _missing(size: int, multiple: int) -> int:

@@ -27,7 +27,15 @@ DECODER_WIDTHS = (256, 128, 64, 32, 16)
 def build(config: Network, in_channels: int, classes: int) -> nn.Module:
     """Return the configured encoder with a decoder on it."""
     encoder = build_encoder(config, in_channels)
-    return TimmUNet(encoder, in_channels, classes, config.decoder_widths, norm=config.norm, dropout=config.dropout)
+    return TimmUNet(
+        encoder,
+        in_channels,
+        classes,
+        config.decoder_widths,
+        norm=config.norm,
+        dropout=config.dropout,
+        frozen=config.freeze_encoder,
+    )
 
 
 class TimmUNet(nn.Module):
@@ -42,10 +50,12 @@ class TimmUNet(nn.Module):
         *,
         norm: str = "batch",
         dropout: float = 0.0,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
         info: Any = encoder.feature_info
-        self.encoder = encoder
+        self.frozen = frozen
+        self.encoder = encoder.requires_grad_(not frozen)
         self.strides: list[int] = info.reduction()
         skips = [*info.channels()[-2::-1], in_channels]  # coarsest first; the image itself is the last skip
         widths = tuple(decoder_widths) or DECODER_WIDTHS[-len(skips) :]
@@ -57,6 +67,13 @@ class TimmUNet(nn.Module):
             for i, (skip, width) in enumerate(zip(skips, widths, strict=True))
         )
         self.head = nn.Conv2d(widths[-1], classes, 1)
+
+    def train(self, mode: bool = True) -> TimmUNet:
+        """Set the mode; a frozen encoder stays in evaluation, where batch norm keeps its statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of an image (B, C, H, W) of any size."""

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 def build(config: Network, in_channels: int, classes: int) -> nn.Module:
     """Return a UNet of the configured widths, or of `depth` levels that double from `base`."""
-    widths = config.widths or tuple(config.base * 2**level for level in range(config.depth))
-    bottleneck = config.bottleneck or 2 * widths[-1]
+    *widths, bottleneck = level_widths(config)
     return UNet(in_channels, classes, widths, bottleneck, norm=config.norm, dropout=config.dropout)
+
+
+def level_widths(config: Network) -> list[int]:
+    """Return the channels of each level, finest first, and of the bottleneck."""
+    widths = config.widths or tuple(config.base * 2**level for level in range(config.depth))
+    return [*widths, config.bottleneck or 2 * widths[-1]]
 
 
 class DoubleConv(nn.Module):

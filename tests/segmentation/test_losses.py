@@ -1,5 +1,6 @@
 """Every loss is near zero for a perfect prediction, finite for empty masks, and blind to ignored pixels."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import configuration
+from segmentation import losses
 from segmentation.losses import LOSSES, Loss, build, build_per_image, read_target
+from segmentation.outputs import Outputs
 
 torch.set_num_threads(1)
 OFF = dict.fromkeys(LOSSES, 0.0)
@@ -83,6 +86,14 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_images(name, multilabel):
 def test_half_precision_logits_are_scored_in_single(name, multilabel):
     mask, logits = random_mask(multilabel), torch.randn(2, 3, 12, 12).bfloat16()
     torch.testing.assert_close(only(name, multilabel)(logits, mask), only(name, multilabel)(logits.float(), mask))
+
+
+@pytest.mark.parametrize(("name", "multilabel"), CASES)
+def test_autocast_changes_no_loss(name, multilabel):
+    mask, logits = random_mask(multilabel, size=24), torch.randn(2, 3, 24, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = only(name, multilabel)(logits, mask)
+    assert torch.equal(value, only(name, multilabel)(logits, mask))
 
 
 def test_cross_entropy_is_torchs():
@@ -209,6 +220,8 @@ def test_cross_entropy_is_refused_where_classes_overlap():
         (OFF, "all are 0"),
         ({"dice": -1.0}, "dice"),
         ({"dice_smooth": 0.0}, "dice_smooth"),
+        ({"aux_weight": -1.0}, "aux_weight"),
+        ({"presence": -1.0}, "presence"),
         ({"class_weights": (-1.0,)}, "-1"),
     ],
 )
@@ -226,3 +239,115 @@ def test_every_loss_has_a_weight():
     fields = configuration.fields(Loss)
     assert set(LOSSES) <= set(fields)
     assert all(field.help for field in fields.values())
+
+
+def test_half_cross_entropy_and_half_dice_is_the_default():
+    mask, logits = random_mask(False), torch.randn(2, 3, 12, 12)
+    probability, truth = logits.softmax(1), F.one_hot(mask, 3).permute(0, 3, 1, 2)
+    overlap, total = (probability * truth).sum((2, 3)), probability.sum((2, 3)) + truth.sum((2, 3))
+    expected = 0.5 * F.cross_entropy(logits, mask) + 0.5 * (1 - (2 * overlap + 1) / (total + 1)).mean()
+    torch.testing.assert_close(build(Loss(), multilabel=False)(logits, mask), expected)
+
+
+def test_iou_worked_by_hand():
+    # Probability 1/2 everywhere, 4 pixels, one of them true: overlap 1/2, union 2 + 1 - 1/2.
+    logits, mask = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1, 0], [0, 0]]]])
+    assert only("iou", True)(logits, mask).item() == pytest.approx(1 - 1.5 / 3.5)
+
+
+def test_ms_ssim_of_flat_images_worked_by_hand():
+    # Probability 1/2 against 1 everywhere: nothing but luminance differs, and that counts at the coarsest scale.
+    luminance = (2 * 0.5 + 1e-4) / (0.25 + 1 + 1e-4)
+    for size, power in ((8, 1.0), (64, 0.3001 / (0.0448 + 0.2856 + 0.3001)), (176, 0.1333)):
+        value = only("ms_ssim", True)(torch.zeros(1, 1, size, size), torch.ones(1, 1, size, size))
+        assert value.item() == pytest.approx(1 - luminance**power, abs=2e-4)
+
+
+def slow_similarity(first, second, valid):
+    """Return luminance times structure, and structure alone, pixel by pixel in double precision."""
+    reach = np.arange(11) - 5
+    window = np.exp(-(reach[:, None] ** 2 + reach[None] ** 2) / (2 * 1.5**2))
+    pad = [np.pad(each, 5) for each in (first, second, valid)]
+    both, alone = np.zeros(first.shape), np.zeros(first.shape)
+    for row, column in np.ndindex(first.shape):
+        a, b, known = (each[row : row + 11, column : column + 11] for each in pad)
+        if not (window * known).any():
+            continue
+        weight = window * known / (window * known).sum()
+        mean_a, mean_b = (weight * a).sum(), (weight * b).sum()
+        var_a, var_b = (weight * (a - mean_a) ** 2).sum(), (weight * (b - mean_b) ** 2).sum()
+        covariance = (weight * (a - mean_a) * (b - mean_b)).sum()
+        alone[row, column] = (2 * covariance + 9e-4) / (var_a + var_b + 9e-4)
+        both[row, column] = alone[row, column] * (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
+    return both, alone
+
+
+def slow_ms_ssim(first, second, valid):
+    """Return the similarity of two images at two scales, of sides that are even."""
+    _, alone = slow_similarity(first, second, valid)
+    fine = (alone * valid).sum() / valid.sum()
+    quads = [each.reshape(each.shape[0] // 2, 2, -1, 2) for each in (first * valid, second * valid, valid)]
+    share = quads[2].mean((1, 3))
+    halves = [each.mean((1, 3)) / np.maximum(share, 1e-9) for each in quads[:2]]
+    both, _ = slow_similarity(*halves, share)
+    coarse = (both * share).sum() / share.sum()
+    total = 0.0448 + 0.2856
+    return fine ** (0.0448 / total) * coarse ** (0.2856 / total)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ms_ssim_is_that_of_a_loop_over_pixels(ignored):
+    mask = random_mask(False, batch=1, size=24)
+    mask = F.interpolate(mask[:, None, :6, :8].float(), size=(24, 32)).long()[:, 0]
+    logits = 2 * F.one_hot(mask, 3).permute(0, 3, 1, 2) + torch.randn(1, 3, 24, 32)
+    if ignored:
+        mask[:, 3:10, 5:20] = 255
+    valid = (mask[0] != 255).double().numpy()
+    probability = logits.double().softmax(1)[0].numpy()
+    expected = [1 - slow_ms_ssim(probability[k], (mask[0] == k).double().numpy(), valid) for k in range(3)]
+    assert only("ms_ssim")(logits, mask).item() == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_similarity_of_whole_windows_is_torchmetrics():
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    first, second = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    _, expected = structural_similarity_index_measure(first, second, data_range=1.0, return_full_image=True)
+    luminance, structure = losses._similarity(first, second, torch.ones_like(first))
+    inner = (..., slice(5, -5), slice(5, -5))
+    torch.testing.assert_close((luminance * structure)[inner], expected[inner], rtol=1e-4, atol=1e-5)
+
+
+def test_ms_ssim_counts_a_misplaced_outline_more_than_dim_probabilities():
+    mask = torch.zeros(1, 1, 48, 48)
+    mask[..., 12:36, 12:36] = 1
+    dim, moved = (mask - 0.5) * 4, (mask.roll(4, -1) - 0.5) * 40
+    loss = only("ms_ssim", True)
+    assert loss(dim, mask) < loss(moved, mask)
+
+
+def test_auxiliary_logits_are_scored_with_their_weight():
+    mask, logits = random_mask(False), torch.randn(3, 2, 3, 12, 12)
+    alone = [build(Loss(), multilabel=False)(each, mask) for each in logits]
+    outputs = Outputs(logits[0], (logits[1], logits[2]))
+    value = build(Loss(aux_weight=0.4), multilabel=False)(outputs, mask)
+    torch.testing.assert_close(value, alone[0] + 0.4 * (alone[1] + alone[2]) / 2)
+    value = build(Loss(aux_weight=0.7, aux_decay=True), multilabel=False)(outputs, mask)
+    torch.testing.assert_close(value, alone[0] + 0.7 * (alone[1] + alone[2] / 2) / 1.5)
+    torch.testing.assert_close(build(Loss(), multilabel=False)(Outputs(logits[0]), mask), alone[0])
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_presence_is_the_binary_cross_entropy_of_what_an_image_has(multilabel):
+    # The first image has classes 0 and 2 alone; the second is ignored as a whole.
+    mask = torch.zeros(2, 4, 4, dtype=torch.long)
+    mask[0, 0, 0], mask[1] = 2, 255
+    if multilabel:
+        mask = torch.stack([torch.where(mask == 255, 255, (mask == k).long()) for k in range(3)], 1)
+    config = Loss(**{**OFF, "dice": 1.0}, presence=0.3)
+    logits, presence = torch.randn(2, 3, 4, 4), torch.randn(2, 3)
+    truth = torch.tensor([1.0, 0.0, 1.0])
+    loss = build_per_image(config, multilabel=multilabel)
+    extra = loss(Outputs(logits, presence=presence), mask) - loss(logits, mask)
+    expected = 0.3 * F.binary_cross_entropy_with_logits(presence[0], truth)
+    torch.testing.assert_close(extra, torch.stack([expected, torch.zeros(())]), atol=1e-5, rtol=1e-4)

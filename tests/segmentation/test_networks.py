@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 
 def small(name, **changes):
-    return Network(name=name, **{"base": 4, "depth": 2, "encoder": "resnet10t", **changes})
+    return Network(name=name, **{"base": 4, "depth": 2, "encoder": "resnet10t", "cat_channels": 4, **changes})
 
 
 @pytest.fixture(params=sorted(NETWORKS))
@@ -222,7 +222,15 @@ def test_weights_of_another_encoder_are_refused_rather_than_left_random(tmp_path
 
 @pytest.mark.parametrize(
     "values",
-    [{"base": 0}, {"depth": 0}, {"dropout": 1.0}, {"widths": (0,)}, {"bottleneck": -1}, {"encoder_levels": -1}],
+    [
+        {"base": 0},
+        {"depth": 0},
+        {"dropout": 1.0},
+        {"widths": (0,)},
+        {"bottleneck": -1},
+        {"encoder_levels": -1},
+        {"cat_channels": 0},
+    ],
 )
 def test_impossible_networks_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):

@@ -1,0 +1,67 @@
+"""What a network costs: numbers learned, and multiplications for one image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from segmentation import networks
+from segmentation.networks import Network
+
+BACKBONES = (
+    *("convnext_tiny", "convnext_small", "convnext_base"),
+    *("hrnet_w18", "hrnet_w32", "hrnet_w48"),
+    *("efficientnet_b0", "efficientnet_b3"),
+    *("resnet34", "resnet50"),
+)
+"""timm encoders of different families and sizes; any other with features_only will do as well."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One row of the table of encoders."""
+
+    name: str
+    encoder_parameters: int
+    parameters: int
+    """Of the whole network."""
+    macs: int
+    """Of the whole network, for one image of the table's size."""
+
+
+def backbones(
+    names: Sequence[str] = BACKBONES, *, network: Network | None = None, size: int = 512, classes: int = 3
+) -> Iterator[Backbone]:
+    """Yield what each encoder costs in a network (unet3plus if not given), for square RGB images."""
+    network = networks.without_weights(network or Network(name="unet3plus"))
+    for name in names:
+        model = networks.build(replace(network, encoder=name), 3, classes)
+        encoder: nn.Module = model.get_submodule("encoder")
+        yield Backbone(name, parameters(encoder), parameters(model), macs(model, 3, size, size))
+
+
+def parameters(model: nn.Module) -> int:
+    """Return how many numbers the network has, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, in_channels: int, height: int, width: int) -> int:
+    """Return the multiply-accumulates of one image's logits in evaluation; divided by 1e9 they are GMACs.
+
+    Convolutions, transposed ones, linear layers and matrix products count, one MAC for two FLOPs; normalisation,
+    activations, pooling and interpolation do not. The network is left as it is; nothing is computed.
+    """
+    state = model.training
+    tensors = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(model, tensors, (torch.zeros(1, in_channels, height, width, device="meta"),))
+    finally:
+        model.train(state)
+    flops: int = counter.get_total_flops()
+    return flops // 2
