@@ -25,11 +25,10 @@ class Desk:
         self.study, self.spec = study, study.spec
         self.progress = Progress(study.spec, stream, records)
         self.kept = {record.number: record for record in records if record.checkpoint is not None}
-        metrics = workload.load(study.spec.workload).metrics
-        config = workload.load(study.spec.workload).Config
-        reported = metrics(configuration.build(config, study.spec.fixed))
         self.events = study.spec.tracking.tensorboard
         if self.events:
+            module = workload.load(study.spec.workload)
+            reported = module.metrics(configuration.build(module.Config, study.spec.fixed))
             tensorboard.experiment(study.paths.folder, study.spec, reported)
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:

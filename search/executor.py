@@ -214,6 +214,8 @@ class Director:
 
     def _ended_already(self, task: Task) -> tuple[State, str] | None:
         """Return how a trial that an earlier process left should have ended by then; None for all others."""
+        if not task.resumed:
+            return None
         folder = self.study.trial_folder(task.number)
         rows = epochs.read(folder)
         deaths = trial.attempts(folder) - (rows[-1].attempt if rows else 0)

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Task:
     number: int
     config: Mapping[str, Any]
     params: Mapping[str, Any]
+    resumed: bool = field(default=False, compare=False)
+    """Whether an earlier process left it in flight; the trial is the same either way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,9 +246,8 @@ class Study:
         elif not whole or "seed" not in trial.user_attrs:
             self._refuse(optuna.trial.Trial(self.optuna, trial._trial_id), "the process ended while it was asked")
         else:
-            self._again.append(
-                Task(trial.number, self._config(params, trial.user_attrs, trial.user_attrs["seed"]), params)
-            )
+            config = self._config(params, trial.user_attrs, trial.user_attrs["seed"])
+            self._again.append(Task(trial.number, config, params, resumed=True))
 
     def _record(self, trial: FrozenTrial) -> TrialRecord | None:
         attributes = trial.user_attrs

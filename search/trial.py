@@ -70,8 +70,9 @@ class TrialRun:
         self.attempt = _claim(self.folder)
         if self.attempt == 1:
             durable.write_json(self.folder / "config.json", self.config)
-        self.resume = _newest(self.checkpoints, max((row.epoch for row in epochs.read(self.folder)), default=0))
-        self.rows = self._rows_until(_epoch_of(self.resume) if self.resume else 0)
+        told = epochs.read(self.folder)
+        self.resume = _newest(self.checkpoints, _last_row(told))
+        self.rows = self._rows_until(_epoch_of(self.resume) if self.resume else 0, told)
         self.workload = workload.load(name)
         self.epochs: Iterator[Any] | None = None
         self.events = self._open_events() if tensorboard else None
@@ -128,9 +129,9 @@ class TrialRun:
 
         return Scalars(self.folder, _last_row(self.rows) + 1)
 
-    def _rows_until(self, epoch: int) -> list[EpochLine]:
+    def _rows_until(self, epoch: int, told: Sequence[EpochLine]) -> list[EpochLine]:
         """Return the rows up to an epoch, and cut the file after them: what follows is trained again."""
-        rows = [row for row in epochs.read(self.folder) if row.epoch <= epoch]
+        rows = [row for row in told if row.epoch <= epoch]
         if self.attempt > 1:
             epochs.rewrite(self.folder, rows)
         return rows

@@ -26,8 +26,10 @@ VARIABLE = "SEGMENTATION_CACHE"
 SETTLED_NS = 2_000_000_000
 
 
-def cache_folder() -> Path:
-    """Return where decoded samples lie on this machine: $SEGMENTATION_CACHE, or a folder in the home's cache."""
+def cache_folder(given: str = "") -> Path:
+    """Return where decoded samples lie: the folder given, $SEGMENTATION_CACHE, or one in the home's cache."""
+    if given:
+        return Path(given).expanduser()
     return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "segmentation-search")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +11,24 @@ from torch import Tensor, nn
 from segmentation.outputs import Outputs
 
 Output = TypeVar("Output", Tensor, Outputs, Tensor | Outputs)
+
+
+class EncoderNetwork(nn.Module):
+    """A network on an encoder with `feature_info`, which may be frozen."""
+
+    def __init__(self, encoder: nn.Module, frozen: bool) -> None:
+        super().__init__()
+        info: Any = encoder.feature_info
+        self.strides: list[int] = info.reduction()
+        self.frozen = frozen
+        self.encoder = encoder.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a frozen encoder stays in evaluation, where batch norm keeps its statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
 
 
 def conv(in_channels: int, out_channels: int, norm: str = "batch") -> list[nn.Module]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmentation.epoch import DataError
-from segmentation.networks.parts import conv, fitted
+from segmentation.networks.parts import EncoderNetwork, conv, fitted
 
 if TYPE_CHECKING:
     from segmentation.networks import Network
@@ -38,7 +38,7 @@ def build(config: Network, in_channels: int, classes: int) -> nn.Module:
     )
 
 
-class TimmUNet(nn.Module):
+class TimmUNet(EncoderNetwork):
     """A timm encoder, and a decoder that doubles the resolution up to that of the image."""
 
     def __init__(
@@ -52,11 +52,8 @@ class TimmUNet(nn.Module):
         dropout: float = 0.0,
         frozen: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(encoder, frozen)
         info: Any = encoder.feature_info
-        self.frozen = frozen
-        self.encoder = encoder.requires_grad_(not frozen)
-        self.strides: list[int] = info.reduction()
         skips = [*info.channels()[-2::-1], in_channels]  # coarsest first; the image itself is the last skip
         widths = tuple(decoder_widths) or DECODER_WIDTHS[-len(skips) :]
         if len(widths) != len(skips):
@@ -67,13 +64,6 @@ class TimmUNet(nn.Module):
             for i, (skip, width) in enumerate(zip(skips, widths, strict=True))
         )
         self.head = nn.Conv2d(widths[-1], classes, 1)
-
-    def train(self, mode: bool = True) -> TimmUNet:
-        """Set the mode; a frozen encoder stays in evaluation, where batch norm keeps its statistics."""
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of an image (B, C, H, W) of any size."""

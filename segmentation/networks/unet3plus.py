@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from segmentation.networks.parts import conv, fitted
+from segmentation.networks.parts import EncoderNetwork, conv, fitted
 from segmentation.networks.timm_unet import build_encoder
 from segmentation.networks.unet import DoubleConv, level_widths
 from segmentation.outputs import Outputs
@@ -57,7 +57,7 @@ def _build(
     )
 
 
-class UNet3Plus(nn.Module):
+class UNet3Plus(EncoderNetwork):
     """An encoder, a decoder that reads all of its levels, and heads."""
 
     def __init__(
@@ -70,24 +70,14 @@ class UNet3Plus(nn.Module):
         guided: bool = False,
         frozen: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(encoder, frozen)
         info: Any = encoder.feature_info
-        self.strides: list[int] = info.reduction()
-        self.frozen = frozen
-        self.encoder = encoder.requires_grad_(not frozen)
         self.decoder = decoder
         self.head = nn.Conv2d(decoder.width, classes, 3, padding=1)
         # Last, so that the weights drawn before do not depend on whether these are there.
         sides = decoder.side_channels if deep_supervision else ()
         self.side_heads = nn.ModuleList(nn.Conv2d(channels, classes, 3, padding=1) for channels in sides)
         self.presence = PresenceHead(info.channels()[-1], classes) if guided else None
-
-    def train(self, mode: bool = True) -> UNet3Plus:
-        """Set the mode; a frozen encoder stays in evaluation, where batch norm keeps its statistics."""
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-        return self
 
     def forward(self, image: Tensor) -> Tensor | Outputs:
         """Return logits (B, K, H, W) of an image (B, C, H, W) of any size; Outputs in training, if there is more."""

@@ -137,16 +137,11 @@ def root(data: Data) -> Path:
         DataError: if the given one is not there.
     """
     if not data.root:
-        return generator.ensure(data.synthetic, folder(data))
+        return generator.ensure(data.synthetic, cache.cache_folder(data.cache))
     given = Path(data.root).expanduser()
     if not given.is_dir():
         raise DataError(f"{given}: no such folder; data.root should hold train.csv, val.csv, images/ and mask/")
     return given
-
-
-def folder(data: Data) -> Path:
-    """Return the cache folder."""
-    return Path(data.cache).expanduser() if data.cache else cache.cache_folder()
 
 
 def decode(data: Data, sources: Sequence[Source]) -> Iterator[Sample]:
@@ -192,7 +187,7 @@ def manifest(data: Data) -> dict[str, Any]:
     known = sorted({note["satellite"] for note in notes})
     counts = {name: Counter(source.satellite for source in sources) for name, sources in dealt.items()}
     return {
-        "sha256": cache.content_hash(_files(_all(dealt)), folder=folder(data)),
+        "sha256": cache.content_hash(_files(_all(dealt)), folder=cache.cache_folder(data.cache)),
         "samples": {name: len(made[name]) for name in splits.NAMES},
         "groups": {name: len(made[name]) for name in splits.NAMES},
         "group_key": made.key,
@@ -221,7 +216,7 @@ def warn_if_synthetic(data: Data) -> None:
 
 def _load(data: Data, dealt: Dealt) -> tuple[Samples, Splits]:
     sources = _all(dealt)
-    samples = cache.cached(_key(sources, data), lambda: decode(data, sources), folder=folder(data))
+    samples = cache.cached(_key(sources, data), lambda: decode(data, sources), folder=cache.cache_folder(data.cache))
     number = {name: index for index, name in enumerate(samples.names)}
     members = {name: tuple(number[source.name] for source in dealt[name]) for name in splits.NAMES}
     made = Splits(**members, seed=data.split_seed, key="image", names=samples.names, groups=samples.groups)
@@ -257,7 +252,7 @@ def _files(sources: Sequence[Source]) -> list[Path]:
 def _key(sources: Sequence[Source], data: Data) -> str:
     """Return a name for what decoding gives; the splits are no part of it, unless they decide who is decoded."""
     settings = [VERSION, data.target_size, data.mask_resize, data.max_stray, [source.name for source in sources]]
-    contents = cache.content_hash(_files(sources), extra=json.dumps(settings), folder=folder(data))
+    contents = cache.content_hash(_files(sources), extra=json.dumps(settings), folder=cache.cache_folder(data.cache))
     return f"spark-{hashlib.sha256(contents.encode()).hexdigest()[:32]}"
 
 

@@ -7,17 +7,13 @@ Earth's limb. Each satellite has proportions and colours of its own. Masks are J
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
-import os
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from segmentation.epoch import DataError
+from workloads import _synthetic
 from workloads._spark.classes import BODY, PANELS, SATELLITES, paint
 from workloads._spark.reader import COLUMNS, Part
 
@@ -65,32 +61,12 @@ class Picture:
 
 def folder(config: Synthetic, cache: Path) -> Path:
     """Return where the pictures of a configuration lie in a cache folder."""
-    text = json.dumps({"version": VERSION, **asdict(config)}, sort_keys=True)
-    return cache / f"spark-synthetic-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return _synthetic.folder("spark", VERSION, config, cache)
 
 
 def ensure(config: Synthetic, cache: Path) -> Path:
-    """Return the folder with the pictures, made first if it is not there.
-
-    It appears under its name only when it is whole, so a killed or a concurrent maker leaves nothing half done.
-
-    Raises:
-        DataError: if the cache folder cannot be written.
-    """
-    target = folder(config, cache)
-    if target.is_dir():
-        return target
-    making = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(making, ignore_errors=True)
-    try:
-        write(config, making)
-        making.rename(target)
-    except OSError as error:
-        shutil.rmtree(making, ignore_errors=True)
-        if not target.is_dir():
-            remedy = "set data.root to your own pictures, or SEGMENTATION_CACHE to a folder that can be written"
-            raise DataError(f"{cache}: cannot write the synthetic pictures ({error}); {remedy}") from error
-    return target
+    """Return the folder with the pictures, made first if it is not there; raises like `_synthetic.ensure`."""
+    return _synthetic.ensure(folder(config, cache), lambda root: write(config, root))
 
 
 def write(config: Synthetic, root: Path) -> None:

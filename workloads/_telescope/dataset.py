@@ -57,7 +57,9 @@ def load(data: Data, variant: Variant) -> tuple[Samples, Splits]:
         DataError: see `reader.find` and `reader.read`; or for fewer than three groups.
     """
     sources = find(data, variant)
-    samples = cache.cached(_key(sources, data, variant), lambda: reader.read(sources), folder=folder(data))
+    samples = cache.cached(
+        _key(sources, data, variant), lambda: reader.read(sources), folder=cache.cache_folder(data.cache)
+    )
     made = splits.split(samples.names, samples.groups, fractions=data.fractions, seed=data.split_seed, key=data.group)
     return samples.seal(made.test), made
 
@@ -69,12 +71,9 @@ def find(data: Data, variant: Variant) -> list[Source]:
 
 def root(data: Data) -> Path:
     """Return the data folder: the given one, or that of the synthetic pictures."""
-    return Path(data.root).expanduser() if data.root else generator.ensure(data.synthetic, folder(data))
-
-
-def folder(data: Data) -> Path:
-    """Return the cache folder."""
-    return Path(data.cache).expanduser() if data.cache else cache.cache_folder()
+    return (
+        Path(data.root).expanduser() if data.root else generator.ensure(data.synthetic, cache.cache_folder(data.cache))
+    )
 
 
 def manifest(data: Data, variant: Variant) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def manifest(data: Data, variant: Variant) -> dict[str, Any]:
     shares = {name: _shares(pixels[list(made[name])], samples) for name in splits.NAMES}
     real = slice(0, 2 if variant == "noEL" else 3)
     return {
-        "sha256": cache.content_hash(reader.files(sources), folder=folder(data)),
+        "sha256": cache.content_hash(reader.files(sources), folder=cache.cache_folder(data.cache)),
         "samples": {name: len(made[name]) for name in splits.NAMES},
         "groups": {name: len({made.groups[index] for index in made[name]}) for name in splits.NAMES},
         "group_key": made.key,
@@ -142,5 +141,5 @@ def _shares(pixels: np.ndarray[Any, Any], samples: Samples) -> np.ndarray[Any, A
 
 def _key(sources: Sequence[Source], data: Data, variant: Variant) -> str:
     extra = json.dumps([VERSION, variant, data.layout, data.group])
-    contents = cache.content_hash(reader.files(sources), extra=extra, folder=folder(data))
+    contents = cache.content_hash(reader.files(sources), extra=extra, folder=cache.cache_folder(data.cache))
     return f"telescope-{hashlib.sha256(contents.encode()).hexdigest()[:32]}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+import durable
 from segmentation import checkpoints, figures, splits
 from segmentation.epoch import Epoch
 from segmentation.splits import Splits
@@ -52,7 +53,7 @@ class RunFolder:
         best = all(epoch.metrics["mean_iou"] > row["mean_iou"] for row in self.rows)
         self.rows.append(dict(epoch.metrics))
         self.epoch = epoch.number
-        _write_text(self.history, json.dumps(self.rows))
+        durable.write(self.history, json.dumps(self.rows))
         content = reference_checkpoint(epoch)
         for kind in ("last", "best") if best else ("last",):
             _write_torch(content, self.folder / checkpoint_name(self.variant, epoch.number, kind))
@@ -145,10 +146,4 @@ def _epoch(path: Path, prefix: str, suffix: str) -> int | None:
 def _write_torch(content: Mapping[str, Any], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     torch.save(dict(content), temporary)
-    temporary.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
     temporary.replace(path)
