@@ -32,7 +32,9 @@ from ray.tune.search import Searcher
 from search import epochs, trial
 from search.errors import DiskError, SearchError, disk_error, is_disk
 from search.record import State, TrialRecord
+from search.resources import is_gang
 from search.slot import Slot
+from search.spec import Resources
 from search.study import Outcome, Study, Task, outcome_from
 
 logger = logging.getLogger(__name__)
@@ -74,12 +76,11 @@ def run(study: Study, slots: int, listener: Listener, may_start: Callable[[], bo
     """
     director = Director(study, slots, listener, may_start)
     resources = study.spec.resources
-    trainable = tune.with_resources(Slot, {"cpu": resources.cpus_per_slot, "gpu": resources.gpus_per_slot})
     scratch = tempfile.mkdtemp(prefix="tune-")
     try:
         with _quiet():
             tune.Tuner(
-                trainable,
+                _trainable(resources),
                 tune_config=tune.TuneConfig(
                     search_alg=_Questions(director), scheduler=_Verdicts(director), num_samples=-1, reuse_actors=True
                 ),
@@ -95,8 +96,19 @@ def run(study: Study, slots: int, listener: Listener, may_start: Callable[[], bo
     finally:
         director.close()
         shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(study.paths.gangs, ignore_errors=True)
     if director.broken is not None:
         raise director.broken
+
+
+def _trainable(resources: Resources) -> Any:
+    """Return the process in which trials run, with all the places that a trial's workers need."""
+    worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    if not is_gang(resources):
+        return tune.with_resources(Slot, tune.PlacementGroupFactory([worker]))
+    from search.gang.gang import Gang
+
+    return tune.with_resources(Gang, tune.PlacementGroupFactory([{}, *[worker] * resources.workers]))
 
 
 class Director:
@@ -313,7 +325,7 @@ class _Ticks(_InDriver, tune.Callback):
 
 
 def _order(study: Study, task: Task) -> dict[str, Any]:
-    """Return what a slot needs to run a trial, as plain data."""
+    """Return what a slot or a gang needs to run a trial, as plain data."""
     return {
         "number": task.number,
         "workload": study.spec.workload,
@@ -321,6 +333,8 @@ def _order(study: Study, task: Task) -> dict[str, Any]:
         "objectives": [asdict(objective) for objective in study.spec.objectives],
         "folder": str(study.trial_folder(task.number).absolute()),
         "tensorboard": study.spec.tracking.tensorboard,
+        "resources": asdict(study.spec.resources),
+        "scratch": str(study.paths.gangs.absolute()),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import configuration
-from search import ray_session, resources, samplers, space, tracking, workload
+from search import ray_session, resources, samplers, space, spec_file, tracking, workload
 from search.errors import SpecError
 from search.record import StudyPaths
 from search.resources import Room
@@ -44,7 +44,7 @@ def make(spec: SearchSpec, folder: Path) -> Plan:
     slots = resources.slots(spec.resources, room)
     resources.check_evaluation(spec.evaluation, room)
     module = workload.load(spec.workload)
-    config = configuration.build(module.Config, spec.fixed)
+    config = configuration.build(module.Config, spec_file.fixed_values(spec))
     try:
         manifest = module.prepare(config)
     except ValueError as error:  # the workload's own word for data that cannot be used

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,18 @@ def room() -> Room:
     if _own():
         return Room(float(len(os.sched_getaffinity(0))), float(_gpus()), "this machine")
     import ray
+    from ray._private.state import state
 
     _connect()
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return Room(total.get("CPU", 0.0), total.get("GPU", 0.0), "the cluster at present", grows=True)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return Room(
+        *_amounts(total),
+        "the cluster at present",
+        grows=True,
+        nodes=tuple(_amounts(node) for node in nodes),
+        most=_amounts(largest) if (largest := state.get_max_resources_from_cluster_config()) else None,
+    )
 
 
 class RaySession:
@@ -61,6 +69,10 @@ class RaySession:
                 logging_level=logging.ERROR,
                 runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
             )
+
+
+def _amounts(resources: Mapping[str, float]) -> tuple[float, float]:
+    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
 
 
 def _own() -> bool:

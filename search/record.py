@@ -75,6 +75,11 @@ class StudyPaths:
         return self.folder / "trials" / str(number)
 
     @property
+    def gangs(self) -> Path:
+        """What Ray Train writes while gangs run; gone once they have ended."""
+        return self.folder / "gangs"
+
+    @property
     def promotion(self) -> Path:
         """Who was promoted, and one sentence why."""
         return self.folder / "promotion.json"

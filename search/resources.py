@@ -18,6 +18,23 @@ class Room:
     where: str
     grows: bool = False
     """Whether more may come: an autoscaling cluster."""
+    nodes: tuple[tuple[float, float], ...] = ()
+    """CPUs and GPUs of each machine; a worker has to fit on one. Empty: one machine has all of it."""
+    most: tuple[float, float] | None = None
+    """CPUs and GPUs that a growing cluster can have at the most, where that is known."""
+
+
+def is_gang(resources: Resources) -> bool:
+    """Return whether trials run in a gang of workers, not in a slot."""
+    return resources.workers > 1 or resources.strategy == "deepspeed"
+
+
+def each(resources: Resources) -> str:
+    """Return what a trial gets, in words."""
+    worker = f"{resources.cpus_per_worker:g} CPU, {resources.gpus_per_worker:g} GPU"
+    if not is_gang(resources):
+        return f"({worker})"
+    return f"{resources.workers} workers x ({worker})"
 
 
 def slots(resources: Resources, room: Room) -> int:
@@ -26,17 +43,34 @@ def slots(resources: Resources, room: Room) -> int:
     Raises:
         SpecError: if not even one fits, or more are asked for than ever fit, with the arithmetic.
     """
-    fits = math.floor(room.cpus / resources.cpus_per_slot + 1e-9)
-    if resources.gpus_per_slot:
-        fits = min(fits, math.floor(room.gpus / resources.gpus_per_slot + 1e-9))
+    places = sum(_places(resources, node) for node in room.nodes or ((room.cpus, room.gpus),))
+    fits = places // resources.workers
     wanted = 1 if resources.slots == "auto" else resources.slots
     if fits < wanted and not room.grows:
-        raise SpecError(
-            f"resources: {wanted} slots x ({resources.cpus_per_slot:g} CPU, {resources.gpus_per_slot:g} GPU) = "
-            f"{wanted * resources.cpus_per_slot:g} CPU, {wanted * resources.gpus_per_slot:g} GPU, but {room.where} has "
-            f"{room.cpus:g} CPU, {room.gpus:g} GPU; lower resources.slots or what each slot gets"
-        )
+        raise SpecError(_does_not_fit(resources, wanted, room.cpus, room.gpus, room.where, places))
+    if room.most is not None and _places(resources, room.most) < wanted * resources.workers:
+        where = f"{room.where.removesuffix(' at present')} at its largest"
+        raise SpecError(_does_not_fit(resources, wanted, *room.most, where, _places(resources, room.most)))
     return max(1, fits) if resources.slots == "auto" else wanted
+
+
+def _places(resources: Resources, free: tuple[float, float]) -> int:
+    """Return how many workers find room in so many CPUs and GPUs."""
+    places = math.floor(free[0] / resources.cpus_per_worker + 1e-9)
+    if resources.gpus_per_worker:
+        places = min(places, math.floor(free[1] / resources.gpus_per_worker + 1e-9))
+    return places
+
+
+def _does_not_fit(resources: Resources, wanted: int, cpus: float, gpus: float, where: str, places: int) -> str:
+    workers = wanted * resources.workers
+    needed = f"{workers * resources.cpus_per_worker:g} CPU, {workers * resources.gpus_per_worker:g} GPU"
+    lower = "resources.workers" if resources.workers > 1 else "resources.slots"
+    apart = f", room for {places} workers of {workers}" if resources.workers > 1 else ""
+    return (
+        f"resources: {wanted} slots x {each(resources)} = {needed}, but {where} has {cpus:g} CPU, {gpus:g} GPU{apart}; "
+        f"lower {lower} or what each {'worker' if resources.workers > 1 else 'slot'} gets"
+    )
 
 
 def check_evaluation(evaluation: Evaluation, room: Room) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from ray import tune
 
 from search.errors import DiskError
+from search.study import Outcome
 from search.trial import TrialRun
 
 
@@ -38,11 +40,9 @@ class Slot(tune.Trainable):
             epoch, metrics, outcome = self.run.step()
         except DiskError as error:
             return {"trial": self.run.number, "halt": str(error)}
-        result: dict[str, Any] = {"trial": self.run.number, "epoch": epoch, "metrics_json": json.dumps(metrics)}
         if outcome is not None:
             self.run.close()
-            result.update(outcome_json=json.dumps(asdict(outcome)))
-        return result
+        return result(self.run.number, epoch, metrics, outcome)
 
     def cleanup(self) -> None:
         """Let go of the last trial."""
@@ -53,3 +53,11 @@ class Slot(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Do nothing: a trial resumes from its folder."""
+
+
+def result(number: int, epoch: int, metrics: Mapping[str, float], outcome: Outcome | None) -> dict[str, Any]:
+    """Return what Ray Tune is told of a step: flat, since Ray Tune flattens what is not."""
+    told: dict[str, Any] = {"trial": number, "epoch": epoch, "metrics_json": json.dumps(metrics)}
+    if outcome is not None:
+        told["outcome_json"] = json.dumps(asdict(outcome))
+    return told

@@ -77,10 +77,16 @@ class Resources:
 
     slots: int | Literal["auto"] = "auto"
     """Trials at the same time; auto: as many as the machine or cluster has room for."""
-    cpus_per_slot: float = 1.0
-    """CPUs of each slot; its PyTorch uses as many threads."""
-    gpus_per_slot: float = 0.0
-    """GPUs of each slot; fractions share one."""
+    workers: int = 1
+    """Processes that train one trial together."""
+    cpus_per_worker: float = 1.0
+    """CPUs of each worker; its PyTorch uses as many threads."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each worker; fractions share one."""
+    strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
+    """How a trial's workers train together. auto: ddp where there are several, unless the Config says otherwise."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """deepspeed: what the workers share. 1: optimiser state. 2: gradients too. 3: weights too. 0: nothing."""
     max_attempts: int = 3
     """How often a trial is started in all when its process dies."""
 

@@ -43,6 +43,7 @@ MINIMA = {
     "stopping.brackets": 1,
     "stopping.min_trials": 1,
     "resources.slots": 1,
+    "resources.workers": 1,
     "resources.max_attempts": 1,
     "promotion.k": 1,
     "promotion.epochs": 1,
@@ -77,7 +78,15 @@ def config_values(spec: SearchSpec, params: Mapping[str, Any]) -> dict[str, Any]
         ConfigError: if the Config refuses the combination.
     """
     config_class = workload.load(spec.workload).Config
-    return configuration.to_values(configuration.build(config_class, {**spec.fixed, **params}))
+    return configuration.to_values(configuration.build(config_class, {**fixed_values(spec), **params}))
+
+
+def fixed_values(spec: SearchSpec) -> dict[str, Any]:
+    """Return the Config's values that every trial has: those that are fixed, and how its workers train together."""
+    if spec.resources.strategy == "auto":
+        return dict(spec.fixed)
+    stage = {"zero_stage": spec.resources.zero_stage} if spec.resources.strategy == "deepspeed" else {}
+    return {**spec.fixed, "strategy": spec.resources.strategy, **stage}
 
 
 def _find(name: str, folder: Path) -> Path:
@@ -189,7 +198,22 @@ def _spec(name: str, content: dict[str, Any]) -> SearchSpec:
         **{key: _section(key, content.get(key)) for key in SECTIONS},
     )
     _check_numbers(spec)
+    _check_workers(spec, module.Config)
     return spec
+
+
+def _check_workers(spec: SearchSpec, config_class: type[Any]) -> None:
+    resources = spec.resources
+    known = configuration.fields(config_class)
+    if (resources.workers > 1 or resources.strategy not in ("auto", "single")) and "strategy" not in known:
+        key = "resources.workers" if resources.workers > 1 else "resources.strategy"
+        got = resources.workers if resources.workers > 1 else resources.strategy
+        raise ConfigError(key, f"got {got}; workload {spec.workload} trains in one process only")
+    if resources.strategy == "single" and resources.workers > 1:
+        raise ConfigError("resources.strategy", f"got single for {resources.workers} workers; write auto or ddp")
+    elsewhere = [*spec.fixed, *(parameter.name for parameter in spec.parameters)]
+    if resources.strategy != "auto" and "strategy" in elsewhere:
+        raise ConfigError("resources.strategy", "stands under fixed or parameters too; keep one")
 
 
 def _fixed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -422,7 +446,7 @@ def _check_numbers(spec: SearchSpec) -> None:
         if amount is not None and amount <= 0:
             raise ConfigError(key, f"got {amount}; expected more than 0, or null for no limit")
     for key, amount in (
-        ("resources.gpus_per_slot", spec.resources.gpus_per_slot),
+        ("resources.gpus_per_worker", spec.resources.gpus_per_worker),
         ("evaluation.cpus", spec.evaluation.cpus),
         ("evaluation.gpus", spec.evaluation.gpus),
     ):
@@ -438,5 +462,5 @@ def _check_numbers(spec: SearchSpec) -> None:
         raise ConfigError("search.sampler", f"grid knows no conditional parameters ({', '.join(conditional)}); use tpe")
     if search.sampler == "grid" and (size := samplers.grid_size(spec.parameters)) and size > samplers.LARGEST_GRID:
         raise ConfigError("search.sampler", f"the grid has {size} points; use random, qmc or tpe")
-    if spec.resources.cpus_per_slot <= 0:
-        raise ConfigError("resources.cpus_per_slot", f"got {spec.resources.cpus_per_slot}; expected more than 0")
+    if spec.resources.cpus_per_worker <= 0:
+        raise ConfigError("resources.cpus_per_worker", f"got {spec.resources.cpus_per_worker}; expected more than 0")

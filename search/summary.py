@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search import rules
+from search import resources, rules
 from search.leaderboard import Interval, Row, read_promotion
 from search.plots import show
 from search.spec import Objective, Parameter, SearchSpec
@@ -21,8 +21,7 @@ SHOWN_PARAMETERS = 6
 
 def plan_text(plan: Plan) -> str:
     """Return what a search would do: trials, slots, resources, what its budget buys, and where all of it goes."""
-    spec, room = plan.spec, plan.room
-    each = f"{spec.resources.cpus_per_slot:g} CPU, {spec.resources.gpus_per_slot:g} GPU"
+    spec = plan.spec
     samples = ", ".join(f"{count} {name}" for name, count in plan.manifest["samples"].items())
     lines = {
         "search": f"{spec.name}, workload {spec.workload}, in {plan.paths.folder}{_ended(plan)}",
@@ -34,7 +33,7 @@ def plan_text(plan: Plan) -> str:
         "sampler": plan.sampler,
         "stopping": _stopping(spec, plan.config["epochs"]),
         "trials": _trials(plan),
-        "slots": f"{plan.slots} x ({each}) of {room.cpus:g} CPU, {room.gpus:g} GPU on {room.where}",
+        "slots": _slots(plan),
         "budget": _budget(spec, plan.slots),
         "promotion": _promotion(spec),
     }
@@ -66,6 +65,16 @@ def expected_epochs(spec: SearchSpec, epochs: int) -> int:
         total, before = total + left * (rung - before), rung
         left = math.ceil(left / spec.stopping.reduction)
     return total + left * (epochs - before)
+
+
+def _slots(plan: Plan) -> str:
+    needs, room = plan.spec.resources, plan.room
+    kind = ""
+    if resources.is_gang(needs):
+        strategy = plan.config["strategy"] if needs.strategy == "auto" else needs.strategy
+        stage = f" at ZeRO stage {needs.zero_stage}" if strategy == "deepspeed" else ""
+        kind = f", gangs that train by {'ddp' if strategy == 'auto' else strategy}{stage}"
+    return f"{plan.slots} x {resources.each(needs)} of {room.cpus:g} CPU, {room.gpus:g} GPU on {room.where}{kind}"
 
 
 def _ended(plan: Plan) -> str:

@@ -9,6 +9,7 @@ trials/<number>/config.json        every value of the workload's Config
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -16,7 +17,7 @@ import math
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import configuration
 import durable
 from search import epochs, rules, workload
 from search.epochs import EpochLine
-from search.errors import disk_error, is_disk
+from search.errors import DiskError, disk_error, is_disk
 from search.record import State
 from search.spec import Objective
 from search.study import RESULT, Outcome, read_outcome
@@ -46,9 +47,12 @@ class TrialRun:
     Args:
         order: `number`, `workload`, `config`, `objectives`, `folder` and `tensorboard` (whether to write events), as
             plain data.
+        saving: called with a checkpoint's folder before it is saved, so that other ranks of the trial can do their
+            part of it.
     """
 
-    def __init__(self, order: Mapping[str, Any]) -> None:
+    def __init__(self, order: Mapping[str, Any], saving: Callable[[Path], None] | None = None) -> None:
+        self.saving = saving
         self.folder = Path(order["folder"])
         self.number: int = order["number"]
         self.config: dict[str, Any] = dict(order["config"])
@@ -84,35 +88,34 @@ class TrialRun:
             MemoryError, or a device's own error: after the outcome is committed, so that the process is replaced.
             DiskError: without an outcome, since the trial did nothing wrong and will go on from its checkpoint.
         """
-        try:
-            return self._step()
-        except OSError as error:
-            if is_disk(error):
-                raise disk_error(error, error.filename or self.folder) from error
-            raise
-
-    def _step(self) -> tuple[int, dict[str, float], Outcome | None]:
-        if self.disk is not None:
-            raise self.disk
         if self.committed is not None:
             time.sleep(POLL_S)
             return _last_epoch(self.committed), {}, self.committed
         try:
+            return self.pull()
+        except (Superseded, DiskError):
+            raise
+        except Exception as error:
+            self.committed = fail(self.folder, self.objectives, failure(error), traceback.format_exc())
+            if is_unhealthy(error):
+                raise
+            return _last_row(self.rows), {}, self.committed
+
+    def pull(self) -> tuple[int, dict[str, float], Outcome | None]:
+        """Pull one epoch as `step` does, and leave it to the caller what an error means for the trial.
+
+        Raises:
+            DiskError: if a file cannot be written for want of room.
+        """
+        with _minding_the_disk(self.folder):
+            if self.disk is not None:
+                raise self.disk
             epoch = next(self._epochs(), None)
             if epoch is None:
                 return _last_row(self.rows), {}, self._finish()
             finished = epoch.number >= self.config["epochs"]
             self._keep(epoch, finished)
             return epoch.number, dict(self.rows[-1].metrics), self._finish() if finished else None
-        except Superseded:
-            raise
-        except Exception as error:
-            if is_disk(error):
-                raise
-            outcome = self._commit(self._failure(error))
-            if is_unhealthy(error):
-                raise
-            return _last_row(self.rows), {}, outcome
 
     def close(self) -> None:
         """Let go of everything that the trial held."""
@@ -151,7 +154,10 @@ class TrialRun:
         for objective, value in zip(self.objectives, values, strict=True):
             if not math.isfinite(value):
                 raise ArithmeticError(f"{objective.metric} is {value} at epoch {epoch.number}")
-        _save(epoch, self.checkpoints)
+        folder = self.checkpoints / _name(epoch.number)
+        if self.saving is not None:
+            self.saving(folder)
+        _save(epoch, folder)
         now = time.time()
         row = EpochLine(
             epoch=epoch.number,
@@ -202,12 +208,6 @@ class TrialRun:
         reason = "finished" if last >= self.config["epochs"] else f"the workload ended it after epoch {last}"
         return self._commit(self._outcome("complete", reason))
 
-    def _failure(self, error: BaseException) -> Outcome:
-        mistake = isinstance(error, ZeroDivisionError) or not isinstance(error, ArithmeticError)
-        kind = f"{type(error).__name__}: " if mistake else "non-finite: "
-        (self.folder / "error.txt").write_text("".join(traceback.format_exception(error)))
-        return self._outcome("failed", f"{kind}{error}")
-
     def _outcome(self, state: State, reason: str) -> Outcome:
         return dataclasses.replace(outcome_of(self.folder, self.objectives, state, reason), attempts=self.attempt)
 
@@ -248,6 +248,30 @@ def outcome_of(folder: Path, objectives: Sequence[Objective], state: State, reas
     )
 
 
+def failure(error: BaseException) -> str:
+    """Return why an error ends a trial."""
+    mistake = isinstance(error, ZeroDivisionError) or not isinstance(error, ArithmeticError)
+    return f"{type(error).__name__}: {error}" if mistake else f"non-finite: {error}"
+
+
+def fail(folder: Path, objectives: Sequence[Objective], reason: str, trace: str) -> Outcome:
+    """Commit that a trial failed, its traceback beside it; return the outcome."""
+    with _minding_the_disk(folder):
+        (folder / "error.txt").write_text(trace or reason)
+        return commit(folder, outcome_of(folder, objectives, "failed", reason))
+
+
+@contextlib.contextmanager
+def _minding_the_disk(folder: Path) -> Iterator[None]:
+    """Turn what a full disk raises into the error that halts the search."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk(error):
+            raise disk_error(error, error.filename or folder) from error
+        raise
+
+
 def is_unhealthy(error: BaseException) -> bool:
     """Return whether a process should not be trusted with another trial: out of memory, or a device error."""
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -276,8 +300,7 @@ def _refuse_superseded(folder: Path, attempt: int) -> None:
         raise Superseded(f"{folder}: attempt {attempt + 1} has taken over")
 
 
-def _save(epoch: Any, checkpoints: Path) -> None:
-    folder = checkpoints / _name(epoch.number)
+def _save(epoch: Any, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     epoch.save(folder)
     durable.seal(folder)

@@ -106,7 +106,7 @@ def test_every_search_space_is_valid_and_names_the_schema(validator, path):
         (["constraints"], ["lr * 2 <= 1"]),
         (["stopping"], None),
         (["search", "wall_time_s"], 60),
-        (["resources"], {"slots": "auto", "gpus_per_slot": 0.5}),
+        (["resources"], {"slots": "auto", "gpus_per_worker": 0.5}),
     ],
 )
 def test_what_the_search_accepts_is_valid(validator, tmp_path, path, value):

@@ -1,0 +1,90 @@
+"""A gang as Ray Tune sees it: a slot whose trials run in several workers at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.util import get_node_ip_address
+
+from search import trial
+from search.errors import DiskError
+from search.gang.crew import Crew, RankDied, TrialError
+from search.slot import result
+from search.spec import Objective, Resources
+from search.study import outcome_from, read_outcome
+
+
+class Gang(tune.Trainable):
+    """Ray Tune's view of a gang. Its process starts the workers once and gives them one trial after another."""
+
+    deaths: int
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the workers, and take the first trial."""
+        resources = Resources(**config["resources"])
+        worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+        wanted = {name: amount for name, amount in worker.items() if amount}
+        self.crew = Crew(resources.workers, wanted, get_node_ip_address(), Path(config["scratch"]))  # type: ignore[no-untyped-call]
+        self._take(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Let go of the last trial and take the next; the workers stay."""
+        self.crew.close_trial()
+        self._take(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Have all workers pull one epoch."""
+        if self.outcome is not None:
+            time.sleep(trial.POLL_S)
+            return result(self.number, max(self.outcome.epochs, default=0), {}, self.outcome)
+        while True:
+            try:
+                return self._step()
+            except RankDied as death:
+                self.begun, self.deaths = False, self.deaths + 1
+                if self.deaths == self.order["resources"]["max_attempts"]:
+                    return self._failed(f"{death}, the last of {self.deaths} times", "")
+            except TrialError as error:
+                if error.told["superseded"]:
+                    raise
+                self.crew.close_trial()
+                return self._failed(error.told["reason"], error.told["trace"])
+            except DiskError as error:
+                return {"trial": self.number, "halt": str(error)}
+
+    def cleanup(self) -> None:
+        """End the workers."""
+        self.crew.quit()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Do nothing: trials keep their checkpoints themselves."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Do nothing: a trial resumes from its folder."""
+
+    def _take(self, order: Mapping[str, Any]) -> None:
+        self.order = dict(order)
+        self.number: int = order["number"]
+        self.folder = Path(order["folder"])
+        self.outcome = read_outcome(self.folder)
+        self.begun, self.deaths = False, 0
+
+    def _step(self) -> dict[str, Any]:
+        if not self.begun:
+            self.crew.begin(self.order)
+            self.begun = True
+        told = self.crew.step()
+        if told["outcome"] is not None:
+            self.outcome = outcome_from(told["outcome"])
+            self.crew.close_trial()
+        return result(self.number, told["epoch"], told["metrics"], self.outcome)
+
+    def _failed(self, reason: str, trace: str) -> dict[str, Any]:
+        objectives = [Objective(**objective) for objective in self.order["objectives"]]
+        self.outcome = trial.fail(self.folder, objectives, reason, trace)
+        return result(self.number, max(self.outcome.epochs, default=0), {}, self.outcome)
