@@ -44,14 +44,15 @@ def slots(resources: Resources, room: Room) -> int:
         SpecError: if not even one fits, or more are asked for than ever fit, with the arithmetic.
     """
     places = sum(_places(resources, node) for node in room.nodes or ((room.cpus, room.gpus),))
-    fits = places // resources.workers
     wanted = 1 if resources.slots == "auto" else resources.slots
-    if fits < wanted and not room.grows:
-        raise SpecError(_does_not_fit(resources, wanted, room.cpus, room.gpus, room.where, places))
-    if room.most is not None and _places(resources, room.most) < wanted * resources.workers:
-        where = f"{room.where.removesuffix(' at present')} at its largest"
-        raise SpecError(_does_not_fit(resources, wanted, *room.most, where, _places(resources, room.most)))
-    return max(1, fits) if resources.slots == "auto" else wanted
+    if places < wanted * resources.workers and not room.grows:
+        raise SpecError(_does_not_fit(resources, wanted, (room.cpus, room.gpus), room.where, places))
+    if room.most is not None:
+        places = max(places, _places(resources, room.most))
+        if places < wanted * resources.workers:
+            where = f"{room.where.removesuffix(' at present')} at its largest"
+            raise SpecError(_does_not_fit(resources, wanted, room.most, where, places))
+    return max(1, places // resources.workers) if resources.slots == "auto" else wanted
 
 
 def _places(resources: Resources, free: tuple[float, float]) -> int:
@@ -62,13 +63,14 @@ def _places(resources: Resources, free: tuple[float, float]) -> int:
     return places
 
 
-def _does_not_fit(resources: Resources, wanted: int, cpus: float, gpus: float, where: str, places: int) -> str:
+def _does_not_fit(resources: Resources, wanted: int, has: tuple[float, float], where: str, places: int) -> str:
     workers = wanted * resources.workers
     needed = f"{workers * resources.cpus_per_worker:g} CPU, {workers * resources.gpus_per_worker:g} GPU"
     lower = "resources.workers" if resources.workers > 1 else "resources.slots"
     apart = f", room for {places} workers of {workers}" if resources.workers > 1 else ""
     return (
-        f"resources: {wanted} slots x {each(resources)} = {needed}, but {where} has {cpus:g} CPU, {gpus:g} GPU{apart}; "
+        f"resources: {wanted} slots x {each(resources)} = {needed}, "
+        f"but {where} has {has[0]:g} CPU, {has[1]:g} GPU{apart}; "
         f"lower {lower} or what each {'worker' if resources.workers > 1 else 'slot'} gets"
     )
 

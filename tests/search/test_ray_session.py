@@ -23,13 +23,21 @@ def test_this_machine_has_the_processors_that_this_process_may_use(monkeypatch: 
 
 def test_a_named_cluster_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
+    from ray._private.state import state
 
     asked = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray, "init", lambda address, **options: asked.append(address))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 8.0, "memory": 1.0})
-    assert ray_session.room() == Room(64.0, 8.0, "the cluster at present", grows=True)
+    nodes = [{"Alive": True, "Resources": {"CPU": 32.0, "GPU": 4.0}}] * 2
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 32.0}}])
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: {"CPU": 640, "GPU": 80})
+    assert ray_session.room() == Room(
+        64.0, 8.0, "the cluster at present", grows=True, nodes=((32.0, 4.0), (32.0, 4.0)), most=(640, 80)
+    )
     monkeypatch.setattr(ray, "cluster_resources", lambda: {})
+    monkeypatch.setattr(ray, "nodes", lambda: [])
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: None)
     assert ray_session.room() == Room(0.0, 0.0, "the cluster at present", grows=True)
     assert asked == ["10.0.0.1:6379"] * 2
 
