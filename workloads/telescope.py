@@ -106,9 +106,12 @@ class Config(TrainingConfig):
     """The same for drawn composites, which print it; null: as in the metrics."""
     include_placeholder: bool = False
     """noEL: count the placeholder channel in all means, as the original did; its IoU is 0."""
-    lr_schedule: Literal["none", "plateau", "cosine", "warmup_cosine", "onecycle", "restarts", "poly"] = "plateau"
+    lr_schedule: Literal[
+        "none", "plateau", "cosine", "warmup_cosine", "warmup_linear", "onecycle", "restarts", "poly"
+    ] = "plateau"
     """plateau: lower it when val_loss stalls. cosine: fall to lr_min over the run. warmup_cosine: rise first.
-    onecycle: rise for 30 % of the run, then fall to lr_min. restarts: cosine with warm restarts. poly: power 0.9."""
+    warmup_linear: rise, then fall in a line. onecycle: rise for 30 % of the run, then fall to lr_min. restarts: cosine
+    with warm restarts. poly: power 0.9."""
     patience: int = 8
     """Stop after this many epochs without improvement; 0: never."""
     loader_workers: int = 0
