@@ -55,7 +55,7 @@ from workloads._spark.dataset import Data
 from workloads._spark.generator import Synthetic
 from workloads._spark.training_files import Architecture, RunFolder
 
-__all__ = ["Config", "evaluate", "inspect", "metrics", "predict", "prepare", "train"]
+__all__ = ["Config", "evaluate", "inspect", "merge", "metrics", "predict", "prepare", "sources", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
         DataError: if the checkpoint or a picture cannot be used, or the folder of predictions holds others too.
     """
     config, model, normaliser = load(checkpoint, changes)
-    pictures = reader.test_images(source)
+    pictures = sources(source)
     # Two pictures of one name would be noticed at the end only.
     submission.stems(pictures)
     written: list[Path] = []
@@ -271,8 +271,25 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
     ):
         written += submission.save(out_dir, path.name, classes, kind=config.submission, picture=config.pictures)
     if config.submission_zip and source.is_dir():
-        logger.info("%d pictures, %s", len(pictures), submission.write_zip(out_dir, pictures))
+        merge(out_dir, source)
     return written
+
+
+def sources(source: Path) -> list[Path]:
+    """Return what predict takes: a file, or the pictures directly in a folder, in order of name."""
+    return reader.test_images(source)
+
+
+def merge(out_dir: Path, source: Path) -> list[Path]:
+    """Check that every picture of a folder has its prediction, write submission.zip and return its path.
+
+    Raises:
+        DataError: naming what is missing, wrong or too many.
+    """
+    pictures = sources(source)
+    path = submission.write_zip(out_dir, pictures)
+    logger.info("%d predictions in %s", len(pictures), path)
+    return [path]
 
 
 def inspect(config: Config, out_dir: Path) -> list[Path]:
@@ -310,8 +327,7 @@ def price_of(config: Config) -> dict[str, float]:
 
 
 def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Config, nn.Module, Normaliser]:
-    """Return a checkpoint's configuration, some values changed, its network on the configured device, and how images
-    are scaled for it.
+    """Return a checkpoint's configuration with its changes, its network on the configured device, and how it scales.
 
     Raises:
         DataError: if a file is missing or damaged, or the checkpoint is another workload's.
