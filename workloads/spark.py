@@ -378,8 +378,9 @@ class _Kept:
 
 @functools.cache
 def _price(network: Network, size: int) -> dict[str, float]:
-    """Build the network without weights in memory, and run an image without pixels through it."""
-    model = networks.build(network, CHANNELS, len(CLASSES))
+    """Build the network without weights, and run an image without pixels through it; no random number is drawn."""
+    with torch.device("meta"):
+        model = networks.build(network, CHANNELS, len(CLASSES))
     least = 2 * max(getattr(model, "strides", [1]))
     if size < least:
         raise ValueError(
