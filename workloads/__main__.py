@@ -188,9 +188,13 @@ def _table(evaluation: Evaluation) -> str:
 
 
 def _names_a_value(error: ValueError, workload: str | None) -> bool:
-    """Return whether an error is about a value of the configuration: `device: got ...`. Others are mistakes of ours."""
+    """Return whether an error is about a value of the configuration: `device: got ...`. Others are mistakes of ours.
+
+    A part names its values without its own name: `encoder: timm has no model ...`.
+    """
     known = configuration.fields(workloads.load(workload).Config) if workload else {}
-    return str(error).partition(": ")[0] in known
+    name = str(error).partition(": ")[0]
+    return any(f".{field}".endswith(f".{name}") for field in known)
 
 
 def _log_to_stderr() -> None:

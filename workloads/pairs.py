@@ -104,9 +104,11 @@ def prepare(config: Config) -> dict[str, Any]:
 
     Raises:
         DataError: naming the file that cannot be used, or pretrained weights that cannot be had.
+        ValueError: for an encoder that timm lacks, or that cannot take images of this size.
     """
     samples, made = dataset.load(config.data)
-    build_network(config, samples.shape(0)[0])
+    channels, height, width = samples.shape(0)
+    _model.macs_of(build_network(config, channels), channels, height, width, config.network)
     return dataset.manifest(config.data, samples, made)
 
 

@@ -23,7 +23,7 @@ from segmentation.networks import Network
 from segmentation.networks.cost import BACKBONES, macs, parameters
 from tests.conftest import ROOT
 from workloads import __main__ as command
-from workloads import spark
+from workloads import pairs, spark
 from workloads._spark import (
     classes,
     dataset,
@@ -530,7 +530,7 @@ def test_every_setting_of_evaluation_reaches_it(trained, tree, tmp_path, monkeyp
     shutil.copytree(tree, moved)
     (moved / "images").rename(tmp_path / "pictures")
     (moved / "mask").rename(tmp_path / "masks")
-    rows = list(csv.reader((moved / "val.csv").open()))
+    rows = list(csv.reader((moved / "val.csv").read_text().splitlines()))
     with (tmp_path / "few.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows[:5])
     seen = []
@@ -750,3 +750,46 @@ def test_search_space_asks_the_whole_question(name):
     config = configuration.build(spark.Config, spec.fixed)
     assert config.network.name == "unet3plus"
     assert losses.build(config.loss, multilabel=False)
+
+
+def _folder(tree, root):
+    """Write generated spacecraft as ordinary images and masks of class numbers, one size, PNG."""
+    rows = list(csv.reader((tree / "train.csv").read_text().splitlines()))[1:13]
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for number, (satellite, image, mask) in enumerate(rows):
+        shutil.copy(tree / "images" / satellite / "train" / image, root / "images" / f"{number:02}.jpg")
+        found = reader.read_mask(tree / "mask" / satellite / "train" / mask)
+        Image.fromarray(found).save(root / "masks" / f"{number:02}.png")
+    return root
+
+
+def _pairs_of(root, **values):
+    spec = spec_file.load("spacecraft_pairs", [f"data.root={root}"])
+    names = {parameter.name for parameter in spec.parameters}
+    assert names >= {"network.encoder", "network.cat_channels", "lr", "network.deep_supervision", "loss.aux_weight"}
+    chosen = {"network.encoder": "resnet34", "network.cat_channels": 8, "network.deep_supervision": True}
+    return configuration.build(pairs.Config, {**spec.fixed, **chosen, "epochs": 2, "lr": 3e-3, "threads": 1, **values})
+
+
+def test_spacecraft_in_ordinary_folders_train_through_pairs(tree, tmp_path):
+    config = _pairs_of(_folder(tree, tmp_path / "mine"))
+    assert config.network.name == "unet3plus"
+    assert sum(pairs.prepare(config)["samples"].values()) == 12
+    told = []
+    for epoch in pairs.train(config):
+        told.append(epoch.metrics)
+        epoch.save(tmp_path / "checkpoint")
+    assert told[1]["train_loss"] < told[0]["train_loss"]
+    found = pairs.evaluate(tmp_path / "checkpoint", "test", tmp_path / "out")
+    assert found.metrics["mean_iou_no_bg"] is not None
+
+
+@pytest.mark.shared_data
+def test_shared_spacecraft_train_through_pairs(shared_data, tmp_path):
+    config = _pairs_of(shared_data / "spark", epochs=1, **{"data.tile": 128, "data.cache": str(tmp_path)})
+    manifest = pairs.prepare(config)
+    assert not manifest["synthetic"]
+    assert sum(manifest["samples"].values()) == 6 * 16
+    [epoch] = pairs.train(config)
+    assert 0 <= epoch.metrics["val_mean_iou_no_bg"] <= 1
