@@ -17,6 +17,7 @@ from PIL import Image
 import configuration
 from configuration import ConfigError
 from search import spec_file
+from search.trial import TrialRun
 from segmentation import checkpoints, losses, networks, splits
 from segmentation.epoch import DataError
 from segmentation.networks import Network
@@ -267,6 +268,20 @@ def test_epochs_between_validations_are_not_reported_and_numbers_stay_true():
     found = pull(debug(epochs=5, validate_every=2))
     assert [number for number, _ in found] == [2, 4, 5]
     assert all("val_mean_iou_no_bg" in told for _, told in found)
+
+
+@pytest.mark.row("K17")
+def test_a_trial_reports_validations_only(tmp_path):
+    """What a step of a trial returns is what its process reports to Tune."""
+    config = configuration.to_values(debug(epochs=5, validate_every=2))
+    objectives = [{"metric": "val_mean_iou_no_bg", "mode": "max"}, {"metric": "gmacs", "mode": "min"}]
+    order = {"number": 0, "workload": "spark", "config": config, "objectives": objectives, "tensorboard": False}
+    run = TrialRun({**order, "folder": str(tmp_path)})
+    steps = [run.step() for _ in range(3)]
+    run.close()
+    assert [number for number, _, _ in steps] == [2, 4, 5]
+    outcome = steps[-1][2]
+    assert (outcome.state, list(outcome.epochs)) == ("complete", [2, 4, 5])
 
 
 @pytest.mark.row("K19")
