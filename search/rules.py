@@ -58,7 +58,9 @@ def rungs(rule: Stopping, number: int, max_epochs: int) -> list[int]:
 
 
 def _asha(rule: Stopping, objectives: Sequence[Objective], history: History, number: int, epoch: int) -> Verdict:
-    if epoch not in rungs(rule, number, epoch + 1):
+    # A workload may validate every few epochs only: a rung in between is judged at the next report.
+    before = max((other for other in history[number] if other < epoch), default=0)
+    if not any(before < rung for rung in rungs(rule, number, epoch + 1)):
         return GO_ON
     reached = {
         other: _best_until(epochs, epoch, objectives)

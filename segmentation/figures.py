@@ -105,11 +105,19 @@ def prediction_grid(
     return _write(figure, path)
 
 
-def strips(path: Path, examples: Sequence[Example], *, multilabel: bool, thr: float = 0.5, side: int = 128) -> Path:
+def strips(
+    path: Path,
+    examples: Sequence[Example],
+    *,
+    multilabel: bool,
+    thr: float = 0.5,
+    side: int = 128,
+    colours: Sequence[Colour] | None = None,
+) -> Path:
     """Write a row for each example: input, prediction over it, truth over it; in milliseconds, for use in training."""
     from PIL import Image as Pillow
 
-    colours = default_colours(multilabel)
+    colours = colours or default_colours(multilabel)
     rows = [_strip(example, colours, multilabel=multilabel, thr=thr) for example in examples]
     zoom = max(1, side // rows[0].shape[0])
     path.parent.mkdir(parents=True, exist_ok=True)

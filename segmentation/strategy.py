@@ -49,6 +49,9 @@ class Single:
         """Give all ranks the same buffers, such as running statistics, before they score parts of one set."""
         ranks.broadcast(model.buffers())
 
+    def relearn(self) -> None:
+        """Take note that other parameters of the network learn than before."""
+
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step."""
         for group in self.optimizer.param_groups:
@@ -86,6 +89,11 @@ class DDP(Single):
         """Add the loss's gradients; only the last part of a batch makes the ranks wait for each other."""
         with contextlib.nullcontext() if last else self.parallel.no_sync():
             super().backward(loss, last=last)
+
+    def relearn(self) -> None:
+        """Wait for the gradients of those that learn now; DDP looks which these are only once."""
+        del self.parallel
+        self.parallel = DistributedDataParallel(self.model)
 
     def release(self) -> None:
         """Free what is held on the device; the process group stays."""

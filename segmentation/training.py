@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from segmentation import checkpoints, ranks, strategy
 from segmentation.epoch import Epoch, NonFiniteError
+from segmentation.networks.parts import EncoderNetwork
 from segmentation.strategy import Single
 
 logger = logging.getLogger(__name__)
@@ -54,17 +55,22 @@ class TrainingConfig:
     """Optimiser."""
     momentum: float = 0.9
     """Momentum of sgd (Nesterov's) and rmsprop; the first beta of adam and adamw."""
-    lr_schedule: Literal["none", "plateau", "cosine", "warmup_cosine", "onecycle", "restarts", "poly"] = "none"
+    lr_schedule: Literal[
+        "none", "plateau", "cosine", "warmup_cosine", "warmup_linear", "onecycle", "restarts", "poly"
+    ] = "none"
     """plateau: lower it when val_loss stalls. cosine: fall to lr_min over the run. warmup_cosine: rise first.
-    onecycle: rise for 30 % of the run, then fall to lr_min. restarts: cosine with warm restarts. poly: power 0.9."""
+    warmup_linear: rise, then fall in a line. onecycle: rise for 30 % of the run, then fall to lr_min. restarts: cosine
+    with warm restarts. poly: power 0.9."""
     lr_min: float = 0.0
     """Lowest learning rate of the schedule."""
     plateau_patience: int = 3
-    """Epochs without improvement that plateau lets pass."""
+    """Validations without improvement that plateau lets pass."""
     plateau_factor: float = 0.3
     """What plateau multiplies the learning rate with."""
     warmup_epochs: float = 1.0
-    """Epochs over which warmup_cosine rises."""
+    """Epochs over which warmup_cosine and warmup_linear rise."""
+    warmup_steps: int = 0
+    """The same in steps; 0: see warmup_epochs."""
     restart_epochs: int = 10
     """Epochs before the first of the restarts."""
     restart_factor: int = 2
@@ -81,8 +87,15 @@ class TrainingConfig:
     """Refuse faster algorithms whose results vary from run to run."""
     seed: int = 0
     """Seed of the first weights, the order of images, augmentation and dropout."""
+    freeze_epochs: int = 0
+    """First epochs in which the encoder stays as it is, batch statistics included (networks with a timm encoder, and
+    unet3plus)."""
+    validate_every: int = 1
+    """Validate after every so many epochs, and after the last one; only those are reported."""
     patience: int = 0
     """Stop after this many epochs without improvement; 0: never."""
+    patience_unit: Literal["epochs", "validations"] = "epochs"
+    """What patience counts."""
     min_delta: float = 1e-5
     """What counts as improvement has to be larger than this."""
     early_stop_metric: str = "val_loss"
@@ -91,9 +104,10 @@ class TrainingConfig:
     """CPU threads of PyTorch; 0: as they are."""
 
     def __post_init__(self) -> None:
-        _check_least(self, 1, "epochs", "batch_size", "restart_epochs", "restart_factor")
+        _check_least(self, 1, "epochs", "batch_size", "restart_epochs", "restart_factor", "validate_every")
         _check_least(self, 0, "weight_decay", "lr_min", "plateau_patience", "warmup_epochs", "clip_norm", "ema_decay")
         _check_least(self, 0, "patience", "min_delta", "threads", "momentum", "seed", "micro_batch")
+        _check_least(self, 0, "warmup_steps", "freeze_epochs")
         if self.lr <= 0:
             raise ValueError(f"lr: got {self.lr}; expected more than 0")
         for name in ("ema_decay", "momentum", "plateau_factor"):
@@ -119,7 +133,7 @@ class Progress:
     """Best value of the early-stop metric."""
     best_epoch: int = 0
     stalls: int = 0
-    """Epochs since the metric improved by more than min_delta."""
+    """Epochs, or validations, since the metric improved by more than min_delta."""
     plateau_best: float = math.inf
     plateau_stalls: int = 0
     plateau_scale: float = 1.0
@@ -141,6 +155,8 @@ class Loop:
     average: nn.Module | None
     steps_per_epoch: int
     progress: Progress = field(default_factory=Progress)
+    frozen: bool = False
+    """Whether the encoder rests until freeze_epochs are over."""
     closed: bool = False
 
     @property
@@ -160,8 +176,9 @@ def fit(
     draw: Callable[[nn.Module, Path], None] | None = None,
     resume: Path | None = None,
     steps_per_epoch: int = 0,
+    watch: Callable[[Epoch], None] | None = None,
 ) -> Iterator[Epoch]:
-    """Yield each epoch of training: its train_loss (mean over images), what `validate` returns, and lr.
+    """Yield each validated epoch of training: its train_loss (mean over images), what `validate` returns, and lr.
 
     model: with its first weights; it is moved to the config's device and trained in place.
     train_batches: the batches of an epoch, by its number from 1: image, mask, index.
@@ -170,8 +187,10 @@ def fit(
     draw: write a picture of what a network predicts.
     resume: checkpoint folder of one of these epochs; the run goes on after it.
     steps_per_epoch: lets the learning rate change with every step; 0: with every epoch.
+    watch: is shown every epoch, also those between validations, which have train_loss and lr alone.
 
     Raises:
+        ValueError: if freeze_epochs or warmup_steps are asked for and cannot be had.
         NonFiniteError: if the loss of a step, or val_loss, is nan or infinite.
         CheckpointError: if `resume` is no checkpoint of this network.
     """
@@ -180,7 +199,7 @@ def fit(
         try:
             if resume is not None:
                 _restore(loop, resume)
-            yield from _epochs(loop, train_batches, validate, meta, draw)
+            yield from _epochs(loop, train_batches, validate, meta, draw, watch)
         finally:
             _release(loop)
 
@@ -191,21 +210,34 @@ def _epochs(
     validate: Callable[[nn.Module], Mapping[str, float]],
     meta: Mapping[str, Any],
     draw: Callable[[nn.Module, Path], None] | None,
+    watch: Callable[[Epoch], None] | None,
 ) -> Iterator[Epoch]:
     progress = loop.progress
     while not stop_reason(loop.config, progress):
         progress.epoch += 1
         seed_everything(loop.config.seed, progress.epoch, loop.strategy.rank)
+        _freeze(loop)
         train_loss = _train_pass(loop, train_batches(progress.epoch))
         lr = float(loop.strategy.optimizer.param_groups[0]["lr"])
-        metrics = {"train_loss": train_loss, **_validate(loop, validate), "lr": lr}
-        note(loop.config, progress, metrics)
+        validated = is_validated(loop.config, progress.epoch)
+        metrics = {"train_loss": train_loss, **(_validate(loop, validate) if validated else {}), "lr": lr}
+        if validated:
+            note(loop.config, progress, metrics)
         progress.history.append(metrics)
         reason = stop_reason(loop.config, progress)
         save = _saver(loop, {**meta, "metrics": metrics, "stop_reason": reason, **_batch_record(loop)})
-        yield Epoch(progress.epoch, metrics, save, _drawer(loop, draw))
+        epoch = Epoch(progress.epoch, metrics, save, _drawer(loop, draw))
+        if watch is not None:
+            watch(epoch)
+        if validated:
+            yield epoch
         if reason:
             logger.info("stopped after epoch %d: %s", progress.epoch, reason)
+
+
+def is_validated(config: TrainingConfig, epoch: int) -> bool:
+    """Return whether an epoch, counted from 1, ends with a validation."""
+    return epoch % config.validate_every == 0 or epoch == config.epochs
 
 
 def resolve_device(name: str) -> torch.device:
@@ -263,15 +295,22 @@ def build_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Opt
     return kind(parameters, betas=(config.momentum, 0.999), fused=True, **shared)
 
 
-def learning_rate(config: TrainingConfig, epochs_done: float, plateau_scale: float = 1.0) -> float:
-    """Return the learning rate after so many epochs, fractions included; `plateau_scale` is for plateau alone."""
+def learning_rate(
+    config: TrainingConfig, epochs_done: float, plateau_scale: float = 1.0, steps_per_epoch: int = 0
+) -> float:
+    """Return the learning rate after so many epochs, fractions included.
+
+    plateau_scale: for plateau alone.
+    steps_per_epoch: for warmup_steps alone.
+    """
     share = min(epochs_done / config.epochs, 1.0)
     if config.lr_schedule == "plateau":
         return max(config.lr * plateau_scale, min(config.lr_min, config.lr))
     if config.lr_schedule == "cosine":
         return _between(config, _half_cosine(share))
-    if config.lr_schedule == "warmup_cosine":
-        return _warmed(config, epochs_done, config.warmup_epochs)
+    if config.lr_schedule in ("warmup_cosine", "warmup_linear"):
+        warmup = config.warmup_steps / steps_per_epoch if config.warmup_steps else config.warmup_epochs
+        return _warmed(config, epochs_done, warmup)
     if config.lr_schedule == "onecycle":
         return _warmed(config, epochs_done, 0.3 * config.epochs)
     if config.lr_schedule == "restarts":
@@ -290,10 +329,11 @@ def _half_cosine(share: float) -> float:
 
 
 def _warmed(config: TrainingConfig, epochs_done: float, warmup: float) -> float:
-    """Rise in a line from a hundredth over the warm-up, then fall in a cosine."""
+    """Rise in a line from a hundredth over the warm-up, then fall in a cosine, or a line, until the run ends."""
     if epochs_done < warmup:
         return config.lr * (0.01 + 0.99 * epochs_done / warmup)
-    return _between(config, _half_cosine(min((epochs_done - warmup) / max(config.epochs - warmup, 1e-9), 1.0)))
+    share = min((epochs_done - warmup) / max(config.epochs - warmup, 1e-9), 1.0)
+    return _between(config, 1 - share if config.lr_schedule == "warmup_linear" else _half_cosine(share))
 
 
 def _share_of_cycle(config: TrainingConfig, epochs_done: float) -> float:
@@ -305,7 +345,7 @@ def _share_of_cycle(config: TrainingConfig, epochs_done: float) -> float:
 
 
 def note(config: TrainingConfig, progress: Progress, metrics: Mapping[str, float]) -> None:
-    """Count what the epoch's metrics mean for early stopping and for plateau.
+    """Count what the metrics of a validated epoch mean for early stopping and for plateau.
 
     Raises:
         ValueError: if the early-stop metric is not among them.
@@ -324,8 +364,10 @@ def _note_early_stop(config: TrainingConfig, progress: Progress, metrics: Mappin
     value = metrics[name]
     if progress.best is None or sign * value < sign * progress.best - config.min_delta:
         progress.best, progress.best_epoch, progress.stalls = value, progress.epoch, 0
-    else:
+    elif config.patience_unit == "validations":
         progress.stalls += 1
+    else:
+        progress.stalls = progress.epoch - progress.best_epoch
 
 
 def _note_plateau(config: TrainingConfig, progress: Progress, value: float) -> None:
@@ -344,7 +386,7 @@ def stop_reason(config: TrainingConfig, progress: Progress) -> str:
     if config.patience and progress.stalls >= config.patience:
         return (
             f"early stop: {config.early_stop_metric} has not improved by more than {config.min_delta:g} "
-            f"for {progress.stalls} epochs, best {progress.best:.6g} at epoch {progress.best_epoch}"
+            f"for {progress.stalls} {config.patience_unit}, best {progress.best:.6g} at epoch {progress.best_epoch}"
         )
     return f"finished: {progress.epoch} epochs" if progress.epoch >= config.epochs else ""
 
@@ -352,6 +394,7 @@ def stop_reason(config: TrainingConfig, progress: Progress) -> str:
 def _start(
     config: TrainingConfig, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], steps_per_epoch: int
 ) -> Loop:
+    _check_start(config, model, steps_per_epoch)
     device = resolve_device(config.device)
     dtype = resolve_precision(config.precision, device)
     # Convolutions are two to three times faster in this layout, on CPUs too.
@@ -362,6 +405,29 @@ def _start(
         model = _with_sync_batchnorm(model, device)
     made = strategy.build(config.strategy, model, build_optimizer(config, model), scaler, config.clip_norm)
     return Loop(config, model, loss, device, dtype, made, average, steps_per_epoch)
+
+
+def _check_start(config: TrainingConfig, model: nn.Module, steps_per_epoch: int) -> None:
+    if config.freeze_epochs and not isinstance(model, EncoderNetwork):
+        raise ValueError(
+            f"freeze_epochs: got {config.freeze_epochs}, but this network has no encoder that can rest; set it to 0"
+        )
+    if config.warmup_steps and config.lr_schedule in ("warmup_cosine", "warmup_linear"):
+        if not steps_per_epoch:
+            raise ValueError(f"warmup_steps: got {config.warmup_steps}, but how many steps an epoch has is not known")
+        if (total := steps_per_epoch * config.epochs) <= config.warmup_steps:
+            logger.warning("warmup_steps: %d of %d steps; lr never reaches its peak", config.warmup_steps, total)
+
+
+def _freeze(loop: Loop) -> None:
+    """Let the encoder rest in the first epochs and learn after them; the optimiser knows its weights all the time."""
+    wanted = loop.progress.epoch <= loop.config.freeze_epochs
+    if wanted == loop.frozen:
+        return
+    assert isinstance(loop.model, EncoderNetwork)
+    loop.frozen = wanted
+    loop.model.rest(wanted)
+    loop.strategy.relearn()
 
 
 def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
@@ -425,7 +491,8 @@ def _set_lr(loop: Loop, step: int) -> None:
     if step and not loop.steps_per_epoch:
         return
     share = min(step / loop.steps_per_epoch, 1.0) if loop.steps_per_epoch else 0.0
-    lr = learning_rate(loop.config, loop.progress.epoch - 1 + share, loop.progress.plateau_scale)
+    epochs_done = loop.progress.epoch - 1 + share
+    lr = learning_rate(loop.config, epochs_done, loop.progress.plateau_scale, loop.steps_per_epoch)
     loop.strategy.set_lr(lr)
 
 

@@ -11,8 +11,10 @@ A workload is a module, here or anywhere importable, with
                                                   "warnings": [...], ...}; raises segmentation.epoch.DataError
     def train(config, resume=None)                yield one segmentation.epoch.Epoch for each epoch; `resume` is a
                                                   checkpoint folder that one of its epochs saved
-    def evaluate(checkpoint, split, out_dir)      score a checkpoint folder; returns segmentation.epoch.Evaluation
-    def predict(checkpoint, source, out_dir)      write a prediction for each image in a file or folder; returns paths
+    def evaluate(checkpoint, split, out_dir,      score a checkpoint folder; returns segmentation.epoch.Evaluation;
+                 changes=None)                    `changes` are values of its Config that are others now
+    def predict(checkpoint, source, out_dir,      write a prediction for each image in a file or folder; returns paths
+                changes=None)
     def inspect(config, out_dir)                  draw what the network will see; returns paths of the pictures
 
 Each makes `out_dir` if it is missing. `python -m workloads` is the way to use one without a search.

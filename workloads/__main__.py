@@ -83,7 +83,7 @@ def train(given: argparse.Namespace) -> None:
 def evaluate(given: argparse.Namespace) -> None:
     """Score a checkpoint and print a table; figures and evaluation.json go to the output folder."""
     workload, checkpoint, out = workloads.load(given.name), _run.checkpoint(given.checkpoint), _out(given)
-    evaluation = workload.evaluate(checkpoint, given.split, out)
+    evaluation = workload.evaluate(checkpoint, given.split, out, **_changes(given))
     content = {"checkpoint": str(checkpoint), "split": given.split, **dataclasses.asdict(evaluation)}
     durable.write_json(out / "evaluation.json", content)
     logger.info("%s on %s, %d groups; more in %s", checkpoint, given.split, len(evaluation.groups), out)
@@ -95,7 +95,7 @@ def predict(given: argparse.Namespace) -> None:
     workload = workloads.load(given.name)
     if not given.source.exists():
         raise DataError(f"{given.source}: no such file or folder")
-    for path in workload.predict(_run.checkpoint(given.checkpoint), given.source, _out(given)):
+    for path in workload.predict(_run.checkpoint(given.checkpoint), given.source, _out(given), **_changes(given)):
         print(path)
 
 
@@ -118,10 +118,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         command.set_defaults(run=function)
         nargs = "?" if function is list_ else None
         command.add_argument("name", metavar="NAME", nargs=nargs, help="workload; `list` shows them")
-        if function in (list_, train, inspect):
-            text = "value of the workload's Config; preset=NAME starts from one of its presets"
-            command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
-        else:
+        text = "value of the workload's Config; preset=NAME starts from one of its presets"
+        if function in (evaluate, predict):
+            text = "value of the Config that is another than in training, such as batch sizes, precision or data"
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+        if function in (evaluate, predict):
             text = "folder of a checkpoint, a model or a run"
             command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=text)
         if function is not list_:
@@ -142,6 +143,11 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
 
 def _values(given: argparse.Namespace) -> dict[str, Any]:
     return dict(map(configuration.parse_assignment, given.set))
+
+
+def _changes(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what evaluate and predict are told beyond the checkpoint: nothing, so that they need not take it."""
+    return {"changes": configuration.flatten(_values(given))} if given.set else {}
 
 
 def _out(given: argparse.Namespace) -> Path:
@@ -182,9 +188,13 @@ def _table(evaluation: Evaluation) -> str:
 
 
 def _names_a_value(error: ValueError, workload: str | None) -> bool:
-    """Return whether an error is about a value of the configuration: `device: got ...`. Others are mistakes of ours."""
+    """Return whether an error is about a value of the configuration: `device: got ...`. Others are mistakes of ours.
+
+    A part names its values without its own name: `encoder: timm has no model ...`.
+    """
     known = configuration.fields(workloads.load(workload).Config) if workload else {}
-    return str(error).partition(": ")[0] in known
+    name = str(error).partition(": ")[0]
+    return any(f".{field}".endswith(f".{name}") for field in known)
 
 
 def _log_to_stderr() -> None:

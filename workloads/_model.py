@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from segmentation import checkpoints, figures, normalisation, ranks, splits, tra
 from segmentation.augmentation import Augmenter
 from segmentation.epoch import DataError, Epoch
 from segmentation.loading import batches
+from segmentation.networks import Network, cost
 from segmentation.normalisation import Normaliser
 from segmentation.samples import Samples
 from segmentation.splits import Splits
@@ -77,8 +78,27 @@ def with_splits(epoch: Epoch, made: Splits) -> Epoch:
     return dataclasses.replace(epoch, save=save)
 
 
+def macs_of(model: nn.Module, channels: int, height: int, width: int, network: Network) -> int:
+    """Return the multiply-accumulates of one image's logits.
+
+    Raises:
+        ValueError: if the network cannot take images of this size, as most transformers, which are made for one.
+    """
+    try:
+        return cost.macs(model, channels, height, width)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"encoder: {network.encoder!r} cannot take images of {width}x{height} ({str(error).rstrip('.')}); choose "
+            "one for any size, such as resnet34 or convnext_tiny, or images of the size it was made for"
+        ) from error
+
+
 def restore(
-    checkpoint: Path, workload: str, config_class: type[C], build: Callable[[C, dict[str, Any]], nn.Module]
+    checkpoint: Path,
+    workload: str,
+    config_class: type[C],
+    build: Callable[[C, dict[str, Any]], nn.Module],
+    changes: Mapping[str, Any] | None = None,
 ) -> tuple[C, nn.Module, Normaliser]:
     """Return a checkpoint's configuration, its network on the configured device, and how images are scaled for it.
 
@@ -87,15 +107,17 @@ def restore(
         workload: whose it has to be.
         config_class: of the workload.
         build: makes the network from the configuration and the checkpoint's own record.
+        changes: dotted values of the configuration that are others now.
 
     Raises:
         CheckpointError: if a file is missing or damaged.
+        ConfigError: for a change that the configuration refuses.
         DataError: if it is another workload's.
     """
     record = checkpoints.read_meta(checkpoint)
     if record.get("workload") != workload:
         raise DataError(f"{checkpoint}: made by workload {record.get('workload')!r}; expected {workload!r}")
-    config = configuration.build(config_class, record["config"])
+    config = configuration.replace(configuration.build(config_class, record["config"]), changes or {})
     model = build(config, record)
     checkpoints.load_weights(checkpoint, model)
     # A checkpoint made on a GPU has to be of use on a machine without.

@@ -104,9 +104,11 @@ def prepare(config: Config) -> dict[str, Any]:
 
     Raises:
         DataError: naming the file that cannot be used, or pretrained weights that cannot be had.
+        ValueError: for an encoder that timm lacks, or that cannot take images of this size.
     """
     samples, made = dataset.load(config.data)
-    build_network(config, samples.shape(0)[0])
+    channels, height, width = samples.shape(0)
+    _model.macs_of(build_network(config, channels), channels, height, width, config.network)
     return dataset.manifest(config.data, samples, made)
 
 
@@ -138,13 +140,13 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         yield _model.with_splits(epoch, made)
 
 
-def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
+def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
     """Score a checkpoint folder on a split, with intervals over its groups, and draw some of its predictions.
 
     Raises:
         DataError: if the checkpoint is damaged, or samples of the test split were used in its training.
     """
-    config, model, normaliser = load(checkpoint)
+    config, model, normaliser = load(checkpoint, changes)
     samples, made = dataset.load(config.data)
     _model.refuse_seen(checkpoint, made)
     names = dataset.class_names(config.data)
@@ -164,13 +166,13 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
     return dataclasses.replace(scored, figures=(*drawn, *curves))
 
 
-def predict(checkpoint: Path, source: Path, out_dir: Path) -> list[Path]:
+def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
     """Write for each image in a file or folder NAME_mask.png, in the values of the data's masks, and NAME_overlay.png.
 
     Raises:
         DataError: if the checkpoint or an image cannot be used.
     """
-    config, model, normaliser = load(checkpoint)
+    config, model, normaliser = load(checkpoint, changes)
     channels = checkpoints.read_meta(checkpoint)["in_channels"]
     values = np.array(config.data.value_map or range(config.data.classes), dtype=np.uint8)
     written = []
@@ -209,13 +211,13 @@ def build_network(config: Config, in_channels: int) -> nn.Module:
     return networks.build(config.network, in_channels, config.data.classes)
 
 
-def load(checkpoint: Path) -> tuple[Config, nn.Module, Normaliser]:
-    """Return a checkpoint's configuration, its network on the configured device, and how images are scaled for it.
+def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Config, nn.Module, Normaliser]:
+    """Return a checkpoint's configuration with its changes, its network on the configured device, and how it scales.
 
     Raises:
         DataError: if a file is missing or damaged, or the checkpoint is another workload's.
     """
-    return _model.restore(checkpoint, "pairs", Config, _without_weights)
+    return _model.restore(checkpoint, "pairs", Config, _without_weights, changes)
 
 
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:

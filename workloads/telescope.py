@@ -106,9 +106,12 @@ class Config(TrainingConfig):
     """The same for drawn composites, which print it; null: as in the metrics."""
     include_placeholder: bool = False
     """noEL: count the placeholder channel in all means, as the original did; its IoU is 0."""
-    lr_schedule: Literal["none", "plateau", "cosine", "warmup_cosine", "onecycle", "restarts", "poly"] = "plateau"
+    lr_schedule: Literal[
+        "none", "plateau", "cosine", "warmup_cosine", "warmup_linear", "onecycle", "restarts", "poly"
+    ] = "plateau"
     """plateau: lower it when val_loss stalls. cosine: fall to lr_min over the run. warmup_cosine: rise first.
-    onecycle: rise for 30 % of the run, then fall to lr_min. restarts: cosine with warm restarts. poly: power 0.9."""
+    warmup_linear: rise, then fall in a line. onecycle: rise for 30 % of the run, then fall to lr_min. restarts: cosine
+    with warm restarts. poly: power 0.9."""
     patience: int = 8
     """Stop after this many epochs without improvement; 0: never."""
     loader_workers: int = 0
@@ -210,13 +213,13 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         run.finish(_csv_settings(config, made, time.monotonic() - begun))
 
 
-def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
+def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
     """Score a checkpoint folder on a split, with intervals over its groups, and draw some of its predictions.
 
     Raises:
         DataError: if the checkpoint is damaged, or samples of the test split were used in its training.
     """
-    config, model, normaliser = load(checkpoint)
+    config, model, normaliser = load(checkpoint, changes)
     samples, made = dataset.load(config.data, config.variant)
     _model.refuse_seen(checkpoint, made)
     with splits.test_split_open():
@@ -242,13 +245,13 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
     return dataclasses.replace(scored, figures=(*drawn, *curves))
 
 
-def predict(checkpoint: Path, source: Path, out_dir: Path) -> list[Path]:
+def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
     """Write a prediction for each picture in a file or folder, and hits for each .npz observation; return the paths.
 
     For a picture: NAME_prob.npy, float32 probabilities (3, H, W), and NAME_composite.png. For an observation:
     NAME_hits.csv, a row for each detector that was hit.
     """
-    config, model, normaliser = load(checkpoint)
+    config, model, normaliser = load(checkpoint, changes)
     out_dir.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for path in _sources(source):
@@ -301,14 +304,16 @@ def start_network(config: Config) -> TinyUNet:
     return model
 
 
-def load(checkpoint: Path) -> tuple[Config, nn.Module, normalisation.Normaliser]:
-    """Return a checkpoint's configuration, its network on the configured device, and how images are scaled for it.
+def load(
+    checkpoint: Path, changes: Mapping[str, Any] | None = None
+) -> tuple[Config, nn.Module, normalisation.Normaliser]:
+    """Return a checkpoint's configuration with its changes, its network on the configured device, and how it scales.
 
     Raises:
         CheckpointError: if a file is missing or damaged.
         DataError: if it is another workload's.
     """
-    return _model.restore(checkpoint, "telescope", Config, lambda config, _: build_network(config))
+    return _model.restore(checkpoint, "telescope", Config, lambda config, _: build_network(config), changes)
 
 
 def _train_batches(

@@ -10,11 +10,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import configuration
 from segmentation.epoch import DataError, Epoch, Evaluation, NonFiniteError
 
 STATE_FILE = "state.json"
@@ -83,10 +84,10 @@ def curve(config: Config, epoch: int) -> float:
     return math.exp(-distance) * (1 - math.exp(-rate * epoch)) + config.noise * _normal(config.seed, epoch)
 
 
-def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
+def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
     """Return the score that the checkpoint was saved with, the same for five imaginary groups."""
     state = json.loads((checkpoint / STATE_FILE).read_text())
-    score = curve(Config(**state["config"]), state["epoch"])
+    score = curve(configuration.replace(Config(**state["config"]), changes or {}), state["epoch"])
     groups: dict[str, dict[str, float | None]] = {f"group{i}": {"score": score + (i - 2) / 100} for i in range(5)}
     resamples = [score + _normal(0, draw) / 100 for draw in range(200)]
     ordered = sorted(resamples)
@@ -99,7 +100,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
     )
 
 
-def predict(checkpoint: Path, source: Path, out_dir: Path) -> list[Path]:
+def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
     """Refuse: there are no images here."""
     raise DataError("the toy workload has no images; nothing to predict")
 

@@ -20,8 +20,13 @@ class EncoderNetwork(nn.Module):
         super().__init__()
         info: Any = encoder.feature_info
         self.strides: list[int] = info.reduction()
-        self.frozen = frozen
+        self.frozen = self.always_frozen = frozen
         self.encoder = encoder.requires_grad_(not frozen)
+
+    def rest(self, resting: bool) -> None:
+        """Freeze the encoder, or let it learn again; one that was built frozen stays so."""
+        self.frozen = resting or self.always_frozen
+        self.encoder.requires_grad_(not self.frozen)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a frozen encoder stays in evaluation, where batch norm keeps its statistics."""

@@ -57,6 +57,14 @@ def test_asha_compares_the_best_until_the_rung_with_those_who_reached_it() -> No
     assert rules.judge(ASHA, SCORE, history, 2, 3).why == "place 2 of 3 at rung 3, the best 1 go on"
 
 
+@pytest.mark.row("K17")
+def test_a_rung_between_two_validations_is_judged_at_the_next_report() -> None:
+    every_second = Stopping(rule="asha", min_epochs=3, reduction=3)
+    history = {0: {2: (0.9,), 4: (0.9,), 6: (0.9,)}, 1: {2: (0.5,), 4: (0.6,), 6: (0.6,)}}
+    assert [rules.judge(every_second, SCORE, history, 1, epoch).stop for epoch in (2, 4, 6)] == [False, True, False]
+    assert rules.judge(every_second, SCORE, history, 1, 4).why == "place 2 of 2 at rung 4, the best 1 go on"
+
+
 def test_asha_compares_within_a_bracket() -> None:
     rule = Stopping(rule="asha", min_epochs=1, reduction=2, brackets=2)
     history = curves(t0=[0.1, 0.1], t1=[0.9, 0.9], t2=[0.05, 0.05], t3=[0.8, 0.8])

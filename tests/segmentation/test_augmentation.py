@@ -51,12 +51,14 @@ def test_each_amount_changes_images_keeps_shapes_and_leaves_its_input_alone(name
     assert torch.equal(mask, kept_mask)
 
 
+@pytest.mark.row("K22")
 @pytest.mark.parametrize(("name", "amount"), COLOURS.items())
 def test_colours_leave_the_mask_bit_for_bit(name, amount):
     image, mask = batch()
     assert torch.equal(only(**{name: amount})(image, mask, generator(0))[1], mask)
 
 
+@pytest.mark.row("K22")
 @pytest.mark.parametrize("planes", [False, True])
 def test_flips_and_turns_move_image_and_mask_alike(planes):
     _, mask = batch(40)

@@ -241,6 +241,7 @@ def test_every_loss_has_a_weight():
     assert all(field.help for field in fields.values())
 
 
+@pytest.mark.row("K20")
 def test_half_cross_entropy_and_half_dice_is_the_default():
     mask, logits = random_mask(False), torch.randn(2, 3, 12, 12)
     probability, truth = logits.softmax(1), F.one_hot(mask, 3).permute(0, 3, 1, 2)
@@ -326,6 +327,7 @@ def test_ms_ssim_counts_a_misplaced_outline_more_than_dim_probabilities():
     assert loss(dim, mask) < loss(moved, mask)
 
 
+@pytest.mark.row("K6")
 def test_auxiliary_logits_are_scored_with_their_weight():
     mask, logits = random_mask(False), torch.randn(3, 2, 3, 12, 12)
     alone = [build(Loss(), multilabel=False)(each, mask) for each in logits]
@@ -337,6 +339,7 @@ def test_auxiliary_logits_are_scored_with_their_weight():
     torch.testing.assert_close(build(Loss(), multilabel=False)(Outputs(logits[0]), mask), alone[0])
 
 
+@pytest.mark.row("K7")
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_presence_is_the_binary_cross_entropy_of_what_an_image_has(multilabel):
     # The first image has classes 0 and 2 alone; the second is ignored as a whole.

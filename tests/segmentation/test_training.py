@@ -214,7 +214,9 @@ def test_warm_up_rises_in_a_line_and_then_falls():
     assert learning_rate(config, 10) == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("schedule", ["none", "plateau", "cosine", "warmup_cosine", "onecycle", "restarts", "poly"])
+@pytest.mark.parametrize(
+    "schedule", ["none", "plateau", "cosine", "warmup_cosine", "warmup_linear", "onecycle", "restarts", "poly"]
+)
 def test_no_schedule_leaves_its_bounds(schedule):
     config = TrainingConfig(epochs=13, lr=0.5, lr_min=0.001, lr_schedule=schedule)
     rates = [learning_rate(config, step / 7) for step in range(13 * 7 + 1)]
@@ -248,6 +250,76 @@ def test_early_stop_on_a_score_wants_it_to_rise():
         note(config, progress, {"iou": value})
     assert (progress.best, progress.best_epoch, progress.stalls) == (0.6, 2, 2)
     assert stop_reason(config, progress).startswith("early stop: iou")
+
+
+@pytest.mark.row("K17")
+@pytest.mark.parametrize(("unit", "last"), [("validations", 8), ("epochs", 6)])
+def test_patience_counts_validations_or_epochs(tmp_path, unit, last):
+    # The best is epoch 2; validations follow at 4, 6 and 8.
+    config = replace(QUICK, epochs=20, patience=3, patience_unit=unit, validate_every=2)
+    numbers = []
+    for epoch in run(config, validate=scripted([0.4] + [0.5] * 9)):
+        numbers.append(epoch.number)
+        epoch.save(tmp_path)
+    assert numbers == list(range(2, last + 1, 2))
+    stalls = {"validations": 3, "epochs": 4}[unit]
+    assert f"for {stalls} {unit}, best 0.4 at epoch 2" in checkpoints.read_meta(tmp_path)["stop_reason"]
+
+
+@pytest.mark.row("K17")
+def test_only_validated_epochs_are_reported_and_the_last_always_is():
+    config = replace(QUICK, epochs=5, validate_every=3)
+    seen = []
+    found = list(run(config, watch=lambda epoch: seen.append((epoch.number, "val_loss" in epoch.metrics))))
+    assert [epoch.number for epoch in found] == [3, 5]
+    assert seen == [(1, False), (2, False), (3, True), (4, False), (5, True)]
+    often = losses(run(replace(config, validate_every=1)))
+    assert [dict(epoch.metrics) for epoch in found] == [often[2], often[4]]
+
+
+@pytest.mark.row("X10")
+@pytest.mark.row("K17")
+def test_a_run_goes_on_from_a_validation_as_if_unbroken(tmp_path):
+    config = replace(QUICK, epochs=6, validate_every=2, patience=2, min_delta=10.0, patience_unit="validations")
+    whole = losses(run(config))
+    broken = run(config)
+    next(broken).save(tmp_path)
+    broken.close()
+    assert losses(run(config, resume=tmp_path)) == whole[1:]
+    assert len(checkpoints.load_state(tmp_path)["progress"]["history"]) == 2
+
+
+@pytest.mark.row("K21")
+def test_the_warm_up_counts_steps_and_the_fall_ends_with_the_run():
+    config = TrainingConfig(epochs=4, lr=1.0, lr_schedule="warmup_linear", warmup_steps=10)
+    rates = [learning_rate(config, step / 5, steps_per_epoch=5) for step in range(21)]
+    assert rates[:10] == pytest.approx([0.01 + 0.099 * step for step in range(10)])
+    assert rates[10:] == pytest.approx([1 - step / 10 for step in range(11)])
+    twice = [learning_rate(replace(config, epochs=8), step / 5, steps_per_epoch=5) for step in (10, 25, 40)]
+    assert twice == pytest.approx([1, 0.5, 0])
+    cosine = replace(config, lr_schedule="warmup_cosine")
+    assert [learning_rate(cosine, step / 5, steps_per_epoch=5) for step in (10, 15, 20)] == pytest.approx([1, 0.5, 0])
+
+
+@pytest.mark.row("K21")
+def test_a_run_warms_up_over_as_many_steps_as_it_is_told():
+    config = replace(QUICK, lr=1.0, epochs=3, lr_schedule="warmup_linear", warmup_steps=2)
+    # Two steps an epoch: the rate told is that of the epoch's second step.
+    assert [metrics["lr"] for metrics in losses(run(config, steps_per_epoch=2))] == pytest.approx([0.505, 0.75, 0.25])
+
+
+def test_a_warm_up_in_steps_needs_to_know_how_many_an_epoch_has(caplog):
+    config = replace(QUICK, lr_schedule="warmup_linear", warmup_steps=8)
+    with pytest.raises(ValueError, match="warmup_steps: got 8, but how many steps an epoch has is not known"):
+        next(run(config))
+    next(run(config, steps_per_epoch=2))
+    assert "warmup_steps: 8 of 8 steps; lr never reaches its peak" in caplog.text
+    list(run(replace(config, lr_schedule="none", epochs=1)))
+
+
+def test_an_encoder_that_is_not_there_cannot_rest():
+    with pytest.raises(ValueError, match="freeze_epochs: got 2, but this network has no encoder that can rest"):
+        next(run(replace(QUICK, freeze_epochs=2)))
 
 
 def test_an_unknown_early_stop_metric_is_named():
@@ -337,6 +409,7 @@ def test_the_running_average_of_still_weights_is_those_weights():
         torch.testing.assert_close(average, old + 1)
 
 
+@pytest.mark.row("K21")
 def test_clipping_bounds_a_step():
     seed_everything(0)
     model = TinyUNet(1, 2, 4)

@@ -30,6 +30,7 @@ def built(config, classes=3, seed=0):
     return build(config, 3, classes)
 
 
+@pytest.mark.row("K1")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(
     "encoder", [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in BACKBONES]
@@ -46,6 +47,7 @@ def test_every_backbone_gives_logits_and_says_its_own_channels(name, encoder):
     assert model.decoder.width == 64 * len(features)
 
 
+@pytest.mark.row("K3")
 def test_the_papers_network_has_the_papers_number_of_parameters():
     # Table 1 of arXiv:2004.08790: 26.97 million, without deep supervision, for one class.
     with torch.device("meta"):
@@ -53,6 +55,8 @@ def test_the_papers_network_has_the_papers_number_of_parameters():
     assert round(parameters(model) / 1e6, 2) == 26.97
 
 
+@pytest.mark.row("K3")
+@pytest.mark.row("K4")
 @pytest.mark.parametrize("encoder", ["plain", "resnet10t"])
 def test_every_level_reads_every_scale_by_a_branch_of_its_own(encoder):
     model = built(plain(encoder=encoder)).eval()
@@ -80,6 +84,8 @@ def test_every_level_reads_every_scale_by_a_branch_of_its_own(encoder):
     assert all(output.shape[1] == 3 * count for output in levels.values())
 
 
+@pytest.mark.row("K3")
+@pytest.mark.row("K5")
 def test_the_simplified_network_fuses_all_levels_at_the_size_of_the_finest(monkeypatch):
     model = built(plain("unet3plus_simplified", encoder="resnet10t")).eval()
     sizes, given = [], []
@@ -97,6 +103,7 @@ def test_the_simplified_network_fuses_all_levels_at_the_size_of_the_finest(monke
     assert fused.shape == (1, 15, 32, 32)
 
 
+@pytest.mark.row("K4")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_width_of_a_branch_is_searched_by_its_name(name):
     widths = {each: built(plain(name, cat_channels=each)).decoder.width for each in (2, 5)}
@@ -111,6 +118,8 @@ def test_every_norm_and_dropout_are_taken(name, norm):
     assert not [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
 
 
+@pytest.mark.row("K6")
+@pytest.mark.row("K15")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_deep_supervision_gives_auxiliary_logits_in_training_only(name):
     model, without = built(plain(name, deep_supervision=True)), built(plain(name))
@@ -124,6 +133,7 @@ def test_deep_supervision_gives_auxiliary_logits_in_training_only(name):
     torch.testing.assert_close(fresh(image), without(image), rtol=0, atol=0)
 
 
+@pytest.mark.row("K6")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 def test_every_parameter_gets_a_gradient_with_heads_of_any_weight(name, weight):
@@ -136,6 +146,7 @@ def test_every_parameter_gets_a_gradient_with_heads_of_any_weight(name, weight):
     assert [bool(head.grad.any()) for head in heads] == [weight > 0] * len(heads)
 
 
+@pytest.mark.row("K7")
 def test_gating_worked_by_hand():
     logits = torch.tensor([1.0, 5.0, -2.0]).view(1, 3, 1, 1)
     gated = unet3plus.gated(logits, torch.tensor([[3.0, -1.0, 0.5]])).flatten()
@@ -145,6 +156,7 @@ def test_gating_worked_by_hand():
     assert not (nothing.sigmoid() > 0.5).any()
 
 
+@pytest.mark.row("K7")
 def test_a_guided_network_learns_to_give_an_empty_mask_for_an_empty_image():
     torch.manual_seed(0)
     image, mask = 0.1 * torch.randn(8, 3, 16, 16), torch.zeros(8, 16, 16, dtype=torch.long)
@@ -170,6 +182,7 @@ def test_a_guided_network_learns_to_give_an_empty_mask_for_an_empty_image():
     assert found[:4].flatten(1).any(1).all()
 
 
+@pytest.mark.row("K14")
 @pytest.mark.parametrize("name", ["timm_unet", *FAMILIES])
 def test_a_frozen_encoder_keeps_weights_and_statistics_while_the_rest_learns(name):
     model = built(plain(name, encoder="resnet10t", freeze_encoder=True))
@@ -189,6 +202,7 @@ def test_a_frozen_encoder_keeps_weights_and_statistics_while_the_rest_learns(nam
     assert not torch.equal(thawed.encoder.bn1.running_mean, model.encoder.bn1.running_mean)
 
 
+@pytest.mark.row("K14")
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_the_epoch_loop_trains_a_frozen_guided_supervised_network(average, tmp_path):
     model = built(plain(encoder="resnet10t", freeze_encoder=True, deep_supervision=True, guided=True))
@@ -239,6 +253,7 @@ def test_recomputing_changes_neither_gradients_nor_statistics(name):
         torch.testing.assert_close(first.grad, second.grad, msg=key)
 
 
+@pytest.mark.row("K43")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_in_single_precision_after_autocast(name):
     model = built(plain(name, deep_supervision=True, guided=True))
@@ -262,6 +277,7 @@ def test_a_misspelt_backbone_is_named_with_its_neighbour():
         built(plain(encoder="convnext_tinny"))
 
 
+@pytest.mark.row("K13")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_encoder_takes_the_weights_of_a_file(name, tmp_path):
     import timm

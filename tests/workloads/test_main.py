@@ -317,3 +317,24 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     err = process.stderr.read()
     assert (process.wait(timeout=60), err) == (DONE, "")
     process.stderr.close()
+
+
+@pytest.mark.row("X3")
+def test_an_encoder_that_cannot_be_used_is_told_in_one_line(capsys):
+    for encoder, told in (
+        ("resnet43", "encoder: timm has no model 'resnet43'; did you mean"),
+        ("vit_tiny_patch16_224", "encoder: 'vit_tiny_patch16_224' cannot take images of 64x64"),
+    ):
+        words = ["--set", "network.name=unet3plus", "--set", f"network.encoder={encoder}"]
+        assert command.main(["train", "pairs", *words]) == BAD_INPUT
+        assert told in capsys.readouterr().err
+
+
+def test_evaluate_and_predict_take_other_values_than_training(capsys):
+    assert command.main(["train", "toy", "--set", "epochs=1", "--set", "lr=1e-2"]) == DONE
+    capsys.readouterr()
+    for words, lr in (([], 1e-2), (["--set", "lr=1e-4"], 1e-4)):
+        assert command.main(["evaluate", "toy", "runs/toy-train", *words]) == DONE
+        score = json.loads(Path("runs/toy-evaluate/evaluation.json").read_text())["metrics"]["score"]
+        assert score == pytest.approx(toy.curve(toy.Config(lr=lr), 1))
+    assert command.main(["predict", "toy", "runs/toy-train", ".", "--set", "lrr=1"]) == BAD_INPUT

@@ -65,6 +65,7 @@ def _opened(path: Path) -> np.ndarray:
 # Classes and colours
 
 
+@pytest.mark.row("K9")
 def test_classes_are_background_body_panels_in_black_red_blue():
     assert classes.CLASSES == ("background", "body", "panels")
     assert classes.paint(MASK).tolist() == [
@@ -73,6 +74,7 @@ def test_classes_are_background_body_panels_in_black_red_blue():
     ]
 
 
+@pytest.mark.row("K9")
 def test_no_other_file_of_the_workload_names_a_colour():
     folder = Path(classes.__file__).parent
     naming = [path.name for path in folder.glob("*.py") if "(255, 0, 0)" in path.read_text()]
@@ -84,6 +86,7 @@ def test_a_pixel_has_the_class_of_the_nearest_colour():
     assert classes.nearest_class(np.array([near], np.uint8))[0].tolist() == [[1, 0, 2, 2, 2, 1]]
 
 
+@pytest.mark.row("K11")
 def test_classes_are_those_of_the_smallest_distance():
     colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     distance = np.linalg.norm(colours[..., None, :].astype(float) - np.array(classes.COLOURS), axis=-1)
@@ -97,11 +100,13 @@ def test_stray_pixels_are_those_inside_not_those_along_edges():
     assert classes.nearest_class(area)[1] == 9 / 100
 
 
+@pytest.mark.row("K11")
 def test_of_two_colours_equally_near_the_first_counts():
     # (200, 0, 200) is as far from red as from blue. No whole number is as far from black as from red.
     assert classes.nearest_class(np.array([[[200, 0, 200]]], np.uint8))[0].tolist() == [[classes.BODY]]
 
 
+@pytest.mark.row("K11")
 @pytest.mark.parametrize("quality", [75, 95])
 def test_a_jpeg_mask_decodes_to_more_than_99_percent_of_its_source(tmp_path, quality):
     for number in range(20):
@@ -121,6 +126,7 @@ def test_shared_masks_survive_jpeg(shared_data, tmp_path):
         assert (reader.read_mask(jpeg) == mask).mean() > 0.99
 
 
+@pytest.mark.row("K11")
 def test_classes_are_mapped_before_or_after_resizing_with_one_result(tree):
     path = next((tree / "mask" / "XMM Newton" / "train").glob("*.jpg"))
     first, after = (reader.read_mask(path, 24, order=order) for order in ("classes_first", "rgb_first"))
@@ -129,6 +135,7 @@ def test_classes_are_mapped_before_or_after_resizing_with_one_result(tree):
     assert np.array_equal(first, after)
 
 
+@pytest.mark.row("K11")
 def test_a_mask_in_other_colours_is_refused_and_named(tmp_path):
     green = np.zeros((64, 64, 3), np.uint8)
     green[20:40, 20:40] = (0, 255, 0)
@@ -147,6 +154,7 @@ def test_a_grey_mask_of_class_ids_is_refused_but_a_black_one_is_background(tmp_p
 # Reader
 
 
+@pytest.mark.row("K10")
 def test_generated_tree_is_read_with_a_space_in_a_class(tree):
     found = _find(tree) + _find(tree, "val")
     assert {source.satellite for source in found} == set(classes.SATELLITES)
@@ -156,6 +164,7 @@ def test_generated_tree_is_read_with_a_space_in_a_class(tree):
     assert newton.name == f"XMM Newton/{newton.part}/{newton.image.name}"
 
 
+@pytest.mark.row("K10")
 def test_rows_whose_files_are_missing_are_counted_and_listed(tmp_path):
     rows = [("Soho", f"{number}_img.jpg", f"{number}_layer.jpg") for number in range(10)]
     root = _tree(tmp_path, rows)
@@ -165,6 +174,7 @@ def test_rows_whose_files_are_missing_are_counted_and_listed(tmp_path):
         _find(root)
 
 
+@pytest.mark.row("K10")
 def test_a_missing_class_folder_is_a_missing_file(tmp_path):
     root = _tree(tmp_path, [("Soho", "a.jpg", "b.jpg")])
     (root / "mask").rename(root / "masks")
@@ -172,6 +182,7 @@ def test_a_missing_class_folder_is_a_missing_file(tmp_path):
         _find(root)
 
 
+@pytest.mark.row("K10")
 def test_missing_columns_are_named_with_those_that_are_there(tmp_path):
     root = _tree(tmp_path, [("Soho", "a.jpg", "b.jpg")], columns=("Class", "image", "mask"))
     with pytest.raises(DataError, match="no column Image name, Mask name; it has Class, image, mask"):
@@ -210,6 +221,7 @@ def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path):
     assert [source.satellite for source in _find(root)] == ["Soho"]
 
 
+@pytest.mark.row("K29")
 def test_test_images_are_found_whatever_the_case_of_their_suffix(tmp_path):
     for name in ("b.JPG", "a.jpeg", "c.Png", "notes.txt", ".hidden.jpg"):
         (tmp_path / name).touch()
@@ -325,6 +337,7 @@ def test_held_out_samples_are_spread_over_satellites_and_follow_the_seed(data):
     assert {s.name for s in first["validation"]} != {s.name for s in other["validation"]}
 
 
+@pytest.mark.row("K19")
 def test_downsample_takes_n_and_a_tenth_with_satellites_in_proportion(data):
     dealt = dataset.deal(_with(data, downsample=40))
     assert {name: len(sources) for name, sources in dealt.items()} == {"train": 40, "validation": 4, "test": 4}
@@ -334,6 +347,7 @@ def test_downsample_takes_n_and_a_tenth_with_satellites_in_proportion(data):
     assert (len(samples), len(made.train), len(made.validation), len(made.test)) == (7, 5, 1, 1)
 
 
+@pytest.mark.row("K19")
 def test_downsample_follows_unequal_satellites_and_more_holds_less():
     shares = {"Soho": 60, "Cheops": 30, "XMM Newton": 10}
     sources = [
@@ -375,6 +389,7 @@ def test_an_unreadable_picture_is_named(tmp_path):
         dataset.load(Data(root=str(tmp_path), target_size=8, cache=str(tmp_path / "cache")))
 
 
+@pytest.mark.row("K18")
 def test_other_places_for_csv_and_folders_are_used(tree, tmp_path):
     for name in ("train.csv", "val.csv", "images", "mask"):
         (tmp_path / f"other_{name}").symlink_to(tree / name)
@@ -461,6 +476,7 @@ TABLES = np.array(
 FLOWN = ["Soho", "Soho", "XMM Newton"]
 
 
+@pytest.mark.row("K24")
 def test_metrics_json_has_the_keys_and_values_worked_by_hand(tmp_path):
     evaluation_files.write(tmp_path, TABLES, FLOWN, [], 0)
     told = json.loads((tmp_path / "metrics.json").read_text())
@@ -483,12 +499,14 @@ def test_metrics_json_has_the_keys_and_values_worked_by_hand(tmp_path):
     assert told["confusion_matrix"] == TABLES.sum(0).tolist()
 
 
+@pytest.mark.row("K24")
 def test_scores_do_not_depend_on_how_images_are_dealt():
     order = [2, 0, 1]
     dealt = evaluation_files.score(TABLES[order], [FLOWN[index] for index in order])
     assert dealt == evaluation_files.score(TABLES, FLOWN)
 
 
+@pytest.mark.row("K28")
 def test_a_class_that_a_satellite_lacks_is_null_there_not_0():
     told = evaluation_files.score(TABLES, FLOWN)["per_satellite"]
     assert list(told) == ["Soho", "XMM Newton"]
@@ -509,6 +527,7 @@ def test_a_class_that_is_nowhere_scores_null(tmp_path):
     assert "none" in (tmp_path / "evaluation_report.txt").read_text()
 
 
+@pytest.mark.row("K25")
 def test_confusion_matrix_shows_the_counts_of_the_json_with_rows_true():
     figure = evaluation_files.matrix_figure(TABLES.sum(0))
     counts, shares = figure.axes
@@ -528,6 +547,7 @@ def test_the_row_of_a_class_that_never_occurs_has_no_share(tmp_path):
     assert _opened(path).shape[:2] == (528, 1200)
 
 
+@pytest.mark.row("K26")
 def test_report_has_every_section_and_the_numbers_of_the_json():
     scores = evaluation_files.score(TABLES, FLOWN)
     text = evaluation_files.report(scores)
@@ -543,6 +563,7 @@ def test_report_has_every_section_and_the_numbers_of_the_json():
     assert lines[-1].split() == ["panels", "4", "2", "40"]
 
 
+@pytest.mark.row("K27")
 def test_examples_are_exactly_as_many_as_asked_for(tmp_path):
     image = np.zeros((3, 2, 3), np.uint8)
     endless = (evaluation_files.Example("XMM Newton", f"{n}", image, MASK, MASK) for n in range(10**9))
@@ -555,6 +576,8 @@ def test_examples_are_exactly_as_many_as_asked_for(tmp_path):
     assert [path.name for path in (tmp_path / "examples").iterdir()] == ["example_0.png"]
 
 
+@pytest.mark.row("K9")
+@pytest.mark.row("K27")
 def test_an_example_shows_input_truth_and_prediction_of_a_named_satellite(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (3, 2, 3)).astype(np.uint8)
     example = evaluation_files.Example("XMM Newton", "a.jpg", image, MASK, MASK[::-1])
@@ -583,6 +606,7 @@ def handed_in(tmp_path):
     return reader.test_images(pictures), out
 
 
+@pytest.mark.row("K30")
 def test_prediction_is_bool_with_red_body_blue_panels_and_no_green(tmp_path):
     [path] = submission.save(tmp_path, "test_00000_img.jpg", MASK)
     assert path.name == "test_00000_layer.npz"
@@ -595,11 +619,13 @@ def test_prediction_is_bool_with_red_body_blue_panels_and_no_green(tmp_path):
     assert not layer[..., 1].any()
 
 
+@pytest.mark.row("K30")
 def test_prediction_is_uint8_of_0_and_255_where_asked_for(tmp_path):
     [path] = submission.save(tmp_path, "test_00000_img.jpg", MASK, kind="uint8")
     assert np.array_equal(submission.load(path), classes.paint(MASK))
 
 
+@pytest.mark.row("K30")
 def test_stem_is_all_before_the_last_underscore():
     names = ("test_00000_img.jpg", "a_b_c.PNG", "plain.jpeg")
     assert [submission.stem(name) for name in names] == ["test_00000", "a_b", "plain"]
@@ -607,12 +633,14 @@ def test_stem_is_all_before_the_last_underscore():
         submission.stems([Path("a_1.jpg"), Path("a_2.jpg")])
 
 
+@pytest.mark.row("K31")
 def test_picture_beside_shows_the_classes_in_their_colours(tmp_path):
     paths = submission.save(tmp_path, "test_00000_img.jpg", MASK, picture=True)
     assert [path.name for path in paths] == ["test_00000_layer.npz", "test_00000_pred.png"]
     assert np.array_equal(_opened(paths[1]), classes.paint(MASK))
 
 
+@pytest.mark.row("K30")
 def test_whole_submission_is_zipped_flat_and_the_same_each_time(handed_in):
     images, out = handed_in
     assert submission.problems(out, images) == []
@@ -640,6 +668,7 @@ def _both(layer):
     return layer
 
 
+@pytest.mark.row("K30")
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -677,6 +706,7 @@ def test_predictions_of_no_picture_are_counted(handed_in):
     assert submission.problems(out, images) == ["1 files belong to none of the 3 pictures: other_00000_layer.npz"]
 
 
+@pytest.mark.row("K30")
 def test_classes_come_at_the_pictures_own_size():
     logits = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     for upsample in ("logits", "nearest"):
@@ -685,6 +715,7 @@ def test_classes_come_at_the_pictures_own_size():
         assert np.array_equal(submission.to_classes(logits, (8, 8), upsample), logits.argmax(0).numpy())
 
 
+@pytest.mark.row("K32")
 def test_logits_follow_a_smooth_edge_better_than_nearest():
     def inside(size):
         place = (torch.arange(size) + 0.5) / size - 0.5
@@ -725,6 +756,7 @@ def _epoch_of(folder):
     return int(weights["bn.num_batches_tracked"]) - 3
 
 
+@pytest.mark.row("K35")
 def test_run_leaves_the_originals_tree(tmp_path):
     _run(tmp_path)
     folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
@@ -740,6 +772,7 @@ def test_run_leaves_the_originals_tree(tmp_path):
     assert list(content) == ["model_state_dict", *KEYS]
 
 
+@pytest.mark.row("K35")
 def test_best_is_by_validation_loss_or_the_declared_metric(tmp_path):
     _run(tmp_path / "loss")
     _run(tmp_path / "iou", metric="val_mean_iou", mode="max")
@@ -770,6 +803,7 @@ def test_an_epoch_whose_loss_is_no_number_is_never_best(tmp_path):
     assert _epoch_of(tmp_path / "unet3plus_best") == 2
 
 
+@pytest.mark.row("K36")
 def test_validation_points_stand_at_their_true_epochs(tmp_path):
     run = _run(tmp_path)
     figure = training_files.plots_figure(run.rows)
@@ -783,6 +817,7 @@ def test_validation_points_stand_at_their_true_epochs(tmp_path):
     assert _opened(tmp_path / "training_plots.png").shape[1] > 1000
 
 
+@pytest.mark.row("K37")
 def test_curves_tell_the_epoch_of_every_value(tmp_path):
     _run(tmp_path)
     with np.load(tmp_path / "training_curves.npz") as curves:
@@ -792,6 +827,7 @@ def test_curves_tell_the_epoch_of_every_value(tmp_path):
         assert curves["val_mean_iou"].tolist() == [0.2, 0.4, 0.6]
 
 
+@pytest.mark.row("K37")
 def test_report_has_settings_best_epoch_and_validation_in_its_own_rows(tmp_path):
     _run(tmp_path)
     lines = (tmp_path / "training_report.txt").read_text().splitlines()
@@ -805,6 +841,7 @@ def test_report_has_settings_best_epoch_and_validation_in_its_own_rows(tmp_path)
     assert [rows[str(epoch)]["val_loss"] for epoch in (3, 4)] == ["-", "0.5"]
 
 
+@pytest.mark.row("K40")
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 def test_a_checkpoint_of_the_original_is_read(tmp_path, prefix):
     content = {"model_state_dict": {prefix + name: tensor for name, tensor in WEIGHTS.items()}}

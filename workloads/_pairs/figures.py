@@ -26,6 +26,7 @@ def save_samples(
     augment: Augmentation,
     class_names: Sequence[str],
     ignore_index: int,
+    colours: Sequence[figures.Colour] = figures.CLASS_COLOURS,
 ) -> Path:
     """Write a row for each of some samples: image, mask, and both as training may see them."""
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def save_samples(
     figure = Figure(figsize=(9, 2.6 * len(shown) + 0.6), layout="constrained")
     rows = figure.subplots(len(shown), len(COLUMNS), squeeze=False)
     for row, index in enumerate(shown):
-        masks = [figures.class_map(each[row].numpy(), ignore_index=ignore_index) for each in (mask, moved_mask)]
+        masks = [figures.class_map(each[row].numpy(), colours, ignore_index) for each in (mask, moved_mask)]
         pictures = [figures.as_picture(image[row].numpy()), figures.as_picture(moved[row].numpy())]
         for axis, picture in zip(rows[row], [pictures[0], masks[0], pictures[1], masks[1]], strict=True):
             axis.imshow(picture, interpolation="nearest")
@@ -46,7 +47,7 @@ def save_samples(
         rows[row][2].set_xlabel(_range(moved[row].numpy()), fontsize=7)
     for axis, title in zip(rows[0], COLUMNS, strict=True):
         axis.set_title(title, fontsize=9)
-    figures.legend(figure, class_names, figures.CLASS_COLOURS, skip_first=False)
+    figures.legend(figure, class_names, colours, skip_first=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path

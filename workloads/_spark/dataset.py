@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -87,6 +88,20 @@ def load(data: Data) -> tuple[Samples, Splits]:
     return _load(data, deal(data))
 
 
+def load_once(data: Data) -> tuple[Samples, Splits]:
+    """Return what `load` does, without looking through the folders again while the CSV files stay as they are.
+
+    A process that trains one trial after the other would list and hash all files for each of them.
+    """
+    folder = cache.cache_folder(data.cache)
+    stamps = tuple(_stamp(table_path(data, part)) for part in ("train", "val"))
+    path, made = _loaded(data, folder, stamps)
+    if not path.is_file():
+        _loaded.cache_clear()
+        path, made = _loaded(data, folder, stamps)
+    return Samples(path).seal(made.test), made
+
+
 def deal(data: Data) -> Dealt:
     """Return the rows of each split, in order of name, only as many as `downsample` wants.
 
@@ -123,11 +138,15 @@ def in_proportion(sources: Sequence[Source], seed: int) -> list[Source]:
 def find(data: Data, part: Part) -> list[Source]:
     """Return the rows of one CSV file; synthetic pictures are made first where no folder is given."""
     base = root(data)
-    given = {"train": data.train_csv, "val": data.val_csv}[part]
-    table = Path(given).expanduser() if given else base / f"{part}.csv"
     image_root = Path(data.image_root).expanduser() if data.image_root else base / "images"
     mask_root = Path(data.mask_root).expanduser() if data.mask_root else base / "mask"
-    return reader.find(part, table, image_root, mask_root)
+    return reader.find(part, table_path(data, part), image_root, mask_root)
+
+
+def table_path(data: Data, part: Part) -> Path:
+    """Return the path of a CSV file; synthetic pictures are made first where no folder is given."""
+    given = {"train": data.train_csv, "val": data.val_csv}[part]
+    return Path(given).expanduser() if given else root(data) / f"{part}.csv"
 
 
 def root(data: Data) -> Path:
@@ -212,6 +231,22 @@ def warn_if_synthetic(data: Data) -> None:
     """Say loudly that scores mean nothing for real data."""
     for warning in _synthetic_warning(data):
         logger.warning("%s", warning)
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(data: Data, folder: Path, stamps: tuple[tuple[int, int] | None, ...]) -> tuple[Path, Splits]:
+    """Return paths, not samples: those of one image size stay in memory, whatever sizes trials take turns with."""
+    samples, made = load(data)
+    return samples.path, made
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file does; None where there is none, which loading will tell."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
 def _load(data: Data, dealt: Dealt) -> tuple[Samples, Splits]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 import durable
-from segmentation import figures, metrics
+from segmentation import bootstrap, figures, metrics
 from segmentation.metrics import Convention
 from workloads._spark.classes import CLASSES, COLOURS, paint
 
@@ -80,6 +80,16 @@ def score(tables: Table, satellites: Sequence[str]) -> Scores:
         "confusion_matrix": total.tolist(),
         "images": len(tables),
     }
+
+
+def satellite_table(tables: Table, satellites: Sequence[str]) -> dict[str, Scores]:
+    """Return the scores of each satellite, and the 95 % interval of its mean IoU over its own images."""
+    member = np.asarray(satellites, dtype=str)
+    found = {}
+    for name in np.unique(member):
+        own = tables[member == name]
+        found[str(name)] = {**_of_satellite(own), "mean_iou_interval": _interval(own)}
+    return found
 
 
 def overall(table: Table) -> Scores:
@@ -186,6 +196,12 @@ def _of_satellite(tables: Table) -> Scores:
         **{family: {label: _number(each[family][k]) for k, label in enumerate(CLASSES)} for family in each},
         "images": len(tables),
     }
+
+
+def _interval(tables: Table) -> list[float]:
+    drawn = bootstrap.resample_sums(tables)  # (R, K, K)
+    each = np.where(drawn.sum(-1) > 0, metrics.iou(metrics.counts_from_confusion(drawn)), np.nan)
+    return list(bootstrap.interval(metrics.mean_over_classes(each, Convention())))
 
 
 def _class_lines(per_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
