@@ -52,7 +52,7 @@ def run(paths: StudyPaths, spec: SearchSpec, candidates: Sequence[Candidate], fi
         EvaluationError: naming each that failed and why.
         DiskError: if the disk is full.
     """
-    job = ray.remote(_job).options(num_cpus=spec.evaluation.cpus, num_gpus=spec.evaluation.gpus, max_retries=2)
+    job = ray.remote(_job).options(num_cpus=spec.evaluation.cpus, num_gpus=float(spec.evaluation.gpus), max_retries=2)
     study = str(paths.folder.absolute())
     jobs = {job.remote(spec.workload, study, asdict(candidate)): candidate.name for candidate in candidates}
     problems = []

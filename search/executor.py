@@ -32,7 +32,7 @@ from ray.tune.search import Searcher
 from search import epochs, trial
 from search.errors import DiskError, SearchError, disk_error, is_disk
 from search.record import State, TrialRecord
-from search.resources import is_gang
+from search.resources import is_gang, worker
 from search.slot import Slot
 from search.spec import Resources
 from search.study import Outcome, Study, Task, outcome_from
@@ -103,12 +103,12 @@ def run(study: Study, slots: int, listener: Listener, may_start: Callable[[], bo
 
 def _trainable(resources: Resources) -> Any:
     """Return the process in which trials run, with all the places that a trial's workers need."""
-    worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    place = worker(resources)
     if not is_gang(resources):
-        return tune.with_resources(Slot, tune.PlacementGroupFactory([worker]))
+        return tune.with_resources(Slot, tune.PlacementGroupFactory([place]))
     from search.gang.gang import Gang
 
-    return tune.with_resources(Gang, tune.PlacementGroupFactory([{}, *[worker] * resources.workers]))
+    return tune.with_resources(Gang, tune.PlacementGroupFactory([{}, *[place] * resources.workers]))
 
 
 class Director:

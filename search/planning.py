@@ -41,6 +41,7 @@ def make(spec: SearchSpec, folder: Path) -> Plan:
     """
     tracking.check(spec.tracking)
     room = ray_session.room()
+    spec = resources.resolved(spec, room)
     slots = resources.slots(spec.resources, room)
     resources.check_evaluation(spec.evaluation, room)
     module = workload.load(spec.workload)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 from search.errors import SpecError
-from search.spec import Evaluation, Resources
+from search.spec import Evaluation, Resources, SearchSpec
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,27 @@ class Room:
     """CPUs and GPUs that a growing cluster can have at the most, where that is known."""
 
 
+def resolved(spec: SearchSpec, room: Room) -> SearchSpec:
+    """Return the spec with a number of GPUs wherever it says auto."""
+    there = 1.0 if room.gpus or (room.most and room.most[1]) else 0.0
+    workers, evaluation = spec.resources, spec.evaluation
+    if workers.gpus_per_worker == "auto":
+        workers = dataclasses.replace(workers, gpus_per_worker=there)
+    if evaluation.gpus == "auto":
+        evaluation = dataclasses.replace(evaluation, gpus=there)
+    return dataclasses.replace(spec, resources=workers, evaluation=evaluation)
+
+
+def worker(resources: Resources) -> dict[str, float]:
+    """Return what a worker takes, in Ray's words."""
+    return {"CPU": resources.cpus_per_worker, "GPU": _number(resources.gpus_per_worker)}
+
+
+def _number(amount: float | str) -> float:
+    """Return an amount of a resolved spec."""
+    return float(amount)
+
+
 def is_gang(resources: Resources) -> bool:
     """Return whether trials run in a gang of workers, not in a slot."""
     return resources.workers > 1 or resources.strategy == "deepspeed"
@@ -31,10 +53,8 @@ def is_gang(resources: Resources) -> bool:
 
 def each(resources: Resources) -> str:
     """Return what a trial gets, in words."""
-    worker = f"{resources.cpus_per_worker:g} CPU, {resources.gpus_per_worker:g} GPU"
-    if not is_gang(resources):
-        return f"({worker})"
-    return f"{resources.workers} workers x ({worker})"
+    one = "({CPU:g} CPU, {GPU:g} GPU)".format(**worker(resources))
+    return f"{resources.workers} workers x {one}" if is_gang(resources) else one
 
 
 def slots(resources: Resources, room: Room) -> int:
@@ -58,14 +78,14 @@ def slots(resources: Resources, room: Room) -> int:
 def _places(resources: Resources, free: tuple[float, float]) -> int:
     """Return how many workers find room in so many CPUs and GPUs."""
     places = math.floor(free[0] / resources.cpus_per_worker + 1e-9)
-    if resources.gpus_per_worker:
-        places = min(places, math.floor(free[1] / resources.gpus_per_worker + 1e-9))
+    if gpus := worker(resources)["GPU"]:
+        places = min(places, math.floor(free[1] / gpus + 1e-9))
     return places
 
 
 def _does_not_fit(resources: Resources, wanted: int, has: tuple[float, float], where: str, places: int) -> str:
     workers = wanted * resources.workers
-    needed = f"{workers * resources.cpus_per_worker:g} CPU, {workers * resources.gpus_per_worker:g} GPU"
+    needed = f"{workers * resources.cpus_per_worker:g} CPU, {workers * worker(resources)['GPU']:g} GPU"
     lower = "resources.workers" if resources.workers > 1 else "resources.slots"
     apart = f", room for {places} workers of {workers}" if resources.workers > 1 else ""
     return (
@@ -81,8 +101,9 @@ def check_evaluation(evaluation: Evaluation, room: Room) -> None:
     Raises:
         SpecError: if it asks for more than there is.
     """
-    if (evaluation.cpus > room.cpus or evaluation.gpus > room.gpus) and not room.grows:
+    gpus = _number(evaluation.gpus)
+    if (evaluation.cpus > room.cpus or gpus > room.gpus) and not room.grows:
         raise SpecError(
-            f"evaluation: one job takes {evaluation.cpus:g} CPU, {evaluation.gpus:g} GPU, but {room.where} has "
+            f"evaluation: one job takes {evaluation.cpus:g} CPU, {gpus:g} GPU, but {room.where} has "
             f"{room.cpus:g} CPU, {room.gpus:g} GPU; lower evaluation.cpus or evaluation.gpus"
         )

@@ -81,8 +81,8 @@ class Resources:
     """Processes that train one trial together."""
     cpus_per_worker: float = 1.0
     """CPUs of each worker; its PyTorch uses as many threads."""
-    gpus_per_worker: float = 0.0
-    """GPUs of each worker; fractions share one."""
+    gpus_per_worker: float | Literal["auto"] = "auto"
+    """GPUs of each worker; fractions share one. auto: one where there are any."""
     strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
     """How a trial's workers train together. auto: ddp where there are several, unless the Config says otherwise."""
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -113,8 +113,8 @@ class Evaluation:
     """The evaluation's headline metric; null: the name of the first objective without a leading `val_`."""
     cpus: float = 1.0
     """CPUs of one evaluation job."""
-    gpus: float = 0.0
-    """GPUs of one evaluation job."""
+    gpus: float | Literal["auto"] = "auto"
+    """GPUs of one evaluation job. auto: one where there are any."""
     keep_checkpoints: int = 5
     """Checkpoints of this many best trials stay on disk, besides the promoted."""
 

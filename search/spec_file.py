@@ -445,15 +445,16 @@ def _check_numbers(spec: SearchSpec) -> None:
     for key, amount in (("search.wall_time_s", search.wall_time_s), ("search.slot_hours", search.slot_hours)):
         if amount is not None and amount <= 0:
             raise ConfigError(key, f"got {amount}; expected more than 0, or null for no limit")
-    for key, amount in (
+    if spec.evaluation.cpus < 0:
+        raise ConfigError("evaluation.cpus", f"got {spec.evaluation.cpus}; expected at least 0")
+    for key, gpus in (
         ("resources.gpus_per_worker", spec.resources.gpus_per_worker),
-        ("evaluation.cpus", spec.evaluation.cpus),
         ("evaluation.gpus", spec.evaluation.gpus),
     ):
-        if amount < 0:
-            raise ConfigError(key, f"got {amount}; expected at least 0")
-        if "gpus" in key and amount > 1 and amount != int(amount):
-            raise ConfigError(key, f"got {amount}; above one GPU it must be a whole number")
+        if gpus != "auto" and gpus < 0:
+            raise ConfigError(key, f"got {gpus}; expected at least 0")
+        if gpus != "auto" and gpus > 1 and gpus != int(gpus):
+            raise ConfigError(key, f"got {gpus}; above one GPU it must be a whole number")
     if len(spec.objectives) > 1 and search.sampler == "cmaes":
         raise ConfigError("search.sampler", "cmaes knows one objective; use tpe, gp or nsga2")
     if search.sampler == "grid" and (endless := [p.name for p in spec.parameters if space.grid_size(p) is None]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from search.errors import StudyError
 from search.record import StudyPaths
 from search.spec import SearchSpec
 
-FREE = ("search.trials", "search.wall_time_s", "search.slot_hours", "resources", "promotion", "evaluation", "tracking")
+FREE = ("search.trials", "search.wall_time_s", "search.slot_hours", "promotion", "evaluation", "tracking")
 """Parts that may change while a study goes on."""
 FROZEN = (
     "name",
@@ -29,7 +29,9 @@ FROZEN = (
     "stopping",
     "config",
     "data_sha256",
+    "resources.workers",
 )
+"""Parts that may not: with more workers, a step learns from more images."""
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "timm", "numpy")
 SHOWN_DIFFERENCES = 5
 
@@ -89,8 +91,12 @@ def versions() -> dict[str, str]:
 
 
 def _frozen(content: Mapping[str, Any]) -> dict[str, Any]:
-    flat = flatten({key: content.get(key) for key in FROZEN})
-    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{free}.") for free in FREE)}
+    flat = flatten(dict(content))
+    return {key: value for key, value in flat.items() if _under(key, FROZEN) and not _under(key, FREE)}
+
+
+def _under(key: str, parts: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith(f"{part}.") for part in parts)
 
 
 def _plain(value: Any) -> Any:

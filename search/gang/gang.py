@@ -13,6 +13,7 @@ from ray.util import get_node_ip_address
 from search import trial
 from search.errors import DiskError
 from search.gang.crew import Crew, RankDied, TrialError
+from search.resources import worker
 from search.slot import result
 from search.spec import Objective, Resources
 from search.study import outcome_from, read_outcome
@@ -26,8 +27,7 @@ class Gang(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Start the workers, and take the first trial."""
         resources = Resources(**config["resources"])
-        worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-        wanted = {name: amount for name, amount in worker.items() if amount}
+        wanted = {name: amount for name, amount in worker(resources).items() if amount}
         self.crew = Crew(resources.workers, wanted, get_node_ip_address(), Path(config["scratch"]))  # type: ignore[no-untyped-call]
         self._take(config)
 

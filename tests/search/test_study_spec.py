@@ -42,6 +42,7 @@ def test_the_study_keeps_the_whole_question(toy: Load, tmp_path: Path) -> None:
         "search.wall_time_s=3.0",
         "search.slot_hours=3.0",
         "resources.slots=1",
+        "resources.gpus_per_worker=0.5",
         "promotion.k=9",
         "evaluation.keep_checkpoints=9",
         "tracking.tensorboard=false",
@@ -69,6 +70,11 @@ def test_what_may_change_while_a_study_goes_on(toy: Load, tmp_path: Path, assign
 )
 def test_what_may_not_change_is_told_in_words(toy: Load, assignment: str, difference: str) -> None:
     assert differences(toy, assignment) == [difference]
+
+
+def test_more_workers_make_another_search() -> None:
+    one, two = ({"resources": {"workers": count, "slots": count}} for count in (1, 2))
+    assert study_spec.differences(one, two) == ["resources.workers was 1, is now 2"]
 
 
 def test_another_objective_parameter_or_name_is_another_search(toy: Load) -> None:

@@ -9,7 +9,7 @@ import pytest
 from search import summary
 from search.leaderboard import Interval, Row
 from search.record import StudyPaths
-from search.resources import Room
+from search.resources import Room, resolved
 from search.service import Plan
 from search.spec import SearchSpec
 from search.summary import expected_epochs, plan_text, result_text
@@ -28,7 +28,8 @@ def plan(spec: SearchSpec, folder: Path, **changes: Any) -> Plan:
         "incumbent": {"lr": 1e-3, "width": 32},
         "notes": ("mind this",),
     }
-    return Plan(spec=spec, **{**made, **changes})
+    made |= changes
+    return Plan(spec=resolved(spec, made["room"]), **made)
 
 
 def lines(text: str) -> dict[str, str]:
@@ -64,7 +65,7 @@ def test_the_plan_says_what_would_be_done(toy: Load, tmp_path: Path) -> None:
     assert found["trials"] == (
         "27 of at most 9 epochs: 243 epochs at the most, about 63 with early stops; at 1 s an epoch 32 s on 2 slots"
     )
-    assert found["slots"] == "2 x (1 CPU, 0 GPU) of 4 CPU, 1 GPU on this machine"
+    assert found["slots"] == "2 x (1 CPU, 1 GPU) of 4 CPU, 1 GPU on this machine"
     assert found["budget"] == (
         "no new trial after 1800 s = 1 slot-hours; no new trial after 3 slot-hours = 5400 s on 2 slots"
     )
