@@ -25,6 +25,7 @@ SHORTER = {
     "make tune": " SPACE=toy.yaml ARGS='--runs {runs}/make --set search.trials=2'",
     "python -m benchmarks NAME": "",
     "python -m workloads list": "",
+    "python -m workloads backbones": " resnet18 --size 64",
     "python -m workloads train pairs --set lr=3e-4": " --set epochs=1 --set network.base=4 --out {runs}/pairs-train",
     "python -m workloads evaluate pairs CHECKPOINT": " --out {runs}/evaluate",
     "python -m workloads predict pairs CHECKPOINT IMAGES": " --out {runs}/predict",

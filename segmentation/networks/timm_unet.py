@@ -116,7 +116,7 @@ def build_encoder(config: Network, in_channels: int) -> nn.Module:
 def _create(config: Network, in_channels: int, **weights: Any) -> nn.Module:
     import timm  # here, because it takes seconds that the other networks need not pay
 
-    _check_name(config.encoder)
+    check_name(config.encoder)
     levels: dict[str, Any] = {"out_indices": tuple(range(config.encoder_levels))} if config.encoder_levels else {}
     try:
         encoder: nn.Module = timm.create_model(
@@ -146,7 +146,8 @@ def _create_pretrained(config: Network, in_channels: int) -> nn.Module:
         ) from error
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise ValueError, naming the nearest, for an encoder that timm lacks."""
     import timm
 
     if timm.is_model(name):
