@@ -65,7 +65,7 @@ def test_the_table_takes_any_encoder_of_timm():
 
 @pytest.mark.row("K2")
 def test_an_unknown_encoder_is_refused_before_the_first_row_is_counted():
-    with pytest.raises(ValueError, match="no model 'resnet35'; did you mean .*'resnet34'"):
+    with pytest.raises(ValueError, match=r"no model 'resnet35'; did you mean .*'resnet34'"):
         backbones(("resnet10t", "resnet35"))
 
 
