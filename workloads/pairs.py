@@ -40,7 +40,7 @@ from segmentation.losses import Loss
 from segmentation.metrics import Convention
 from segmentation.networks import Network
 from segmentation.normalisation import Normalise, Normaliser
-from segmentation.prediction import predict_tiles
+from segmentation.prediction import FlipAverage, predict_tiles
 from segmentation.samples import Samples
 from segmentation.splits import Splits
 from segmentation.training import TrainingConfig
@@ -148,6 +148,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path) -> Evaluation:
     samples, made = dataset.load(config.data)
     _model.refuse_seen(checkpoint, made)
     names = dataset.class_names(config.data)
+    model = FlipAverage(model, multilabel=False) if config.flips else model
     with splits.test_split_open():
         indices = splits.indices(made, split)
         found = _score(config, model, samples, indices, normaliser)
