@@ -62,6 +62,7 @@ def run(request: Request, stream: TextIO) -> list[Path]:
     check(request, room)
     folder = request.out.absolute() / SHARES
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     try:
         with RaySession(room) as session:
             session.start()
@@ -69,9 +70,7 @@ def run(request: Request, stream: TextIO) -> list[Path]:
         written = gather(done, request.out, merges=hasattr(module, "merge"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if hasattr(module, "merge"):
-        written += module.merge(request.out, request.source)
-    return sorted(set(written))
+    return sorted({*written, *_merged(module, request)})
 
 
 def find(module: ModuleType, source: Path) -> list[str]:
@@ -143,6 +142,14 @@ def status(done: int, count: int, folder: Path, request: Request, seconds: float
         return f"predict: waiting for workers of {each}, {duration(seconds)}"
     files = sum(path.is_file() for attempt in begun for path in (attempt / "out").rglob("*"))
     return f"predict: {done} of {count} shares done, {files} files written, {duration(seconds)}"
+
+
+def _merged(module: ModuleType, request: Request) -> list[Path]:
+    """Let the workload write what is about all images, where it does."""
+    try:
+        return list(module.merge(request.out, request.source)) if hasattr(module, "merge") else []
+    except ValueError as error:
+        raise BadInput(str(error)) from error
 
 
 def _predict(

@@ -146,7 +146,9 @@ def test_a_file_that_the_workload_refuses_is_named_as_the_user_knows_it(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_summary_is_merged_once_or_refused(images: Path, told: Any, tmp_path: Path) -> None:
+def test_a_summary_is_merged_once_or_refused(
+    images: Path, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = told(summary=True)
     written, _ = predict(MERGING, checkpoint, images, tmp_path / "merged")
     summary = (tmp_path / "merged" / "summary.csv").read_text().splitlines()
@@ -156,6 +158,20 @@ def test_a_summary_is_merged_once_or_refused(images: Path, told: Any, tmp_path: 
         predict(WORKLOAD, checkpoint, images, tmp_path / "refused")
     alone, _ = predict(WORKLOAD, checkpoint, images, tmp_path / "alone", workers=1)
     assert len(alone) == 8
+    module = inference.workload.load(MERGING)
+    monkeypatch.setattr(module, "merge", lambda out, source: int("no archive"))
+    with pytest.raises(BadInput, match="no archive"):
+        predict(MERGING, checkpoint, images, tmp_path / "merged")
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(
+    images: Path, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inference.ray_session, "room", lambda: Room(2.0, 0.0, "this machine"))
+    (tmp_path / "file").touch()
+    words = ["predict", WORKLOAD, str(told()), str(images), "--out", str(tmp_path / "file")]
+    assert command.main(words) == BAD_INPUT
+    assert capsys.readouterr().err == f"python -m search: {tmp_path}/file/.shares: Not a directory\n"
 
 
 def test_what_shares_wrote_alike_is_kept_once(tmp_path: Path) -> None:
