@@ -867,12 +867,12 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 # The network of a run folder
 
-SMALL = Architecture(backbone_name="resnet10t", cat_channels=4, n_classes=3)
+LEAN = Architecture(backbone_name="resnet10t", cat_channels=4, n_classes=3)
 
 
 def _made(name="unet3plus_simplified", seed=3, **changes):
     torch.manual_seed(seed)
-    architecture = dataclasses.replace(SMALL, **changes)
+    architecture = dataclasses.replace(LEAN, **changes)
     network = Network(name=name, encoder="resnet10t", cat_channels=4, deep_supervision=architecture.deep_supervision)
     model = networks.build(network, 3, 3)
     for buffer in model.buffers():
