@@ -1,8 +1,18 @@
-"""The one wire to what is trained: a workload, found by the name in the search space."""
+"""The one wire to what is trained: a workload, found by the name in the search space.
+
+For prediction by several workers (`search.inference`) a workload may also have
+
+    def sources(source) -> list[Path]         the files of a folder that `predict` takes, in its order; without it: all
+                                              that are not hidden
+    def merge(out_dir, source) -> list[Path]  called once at the end, when out_dir holds the predictions of all shares:
+                                              write what is about all images, such as an archive, and return its paths;
+                                              what `predict` writes of that kind for a share is thrown away
+"""
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 
@@ -19,3 +29,9 @@ def load(name: str) -> ModuleType:
     """
     module: ModuleType = importlib.import_module("workloads").load(name)
     return module
+
+
+def checkpoint(path: Path) -> Path:
+    """Return a checkpoint folder: the one given, or the best of the training run that it holds; ValueError if none."""
+    found: Path = importlib.import_module("workloads._run").checkpoint(path)
+    return found

@@ -155,9 +155,37 @@ def fill(
     model.load_state_dict(weights)
 
 
+def paired(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Return weights of other names under a network's own: both in order, the first to the first, counters left out.
+
+    Each pair has to agree in shape and in the last part of its names (weight, bias, running_mean), and none may be left
+    over. Two layers of one kind and shape that stand in another order cannot be told apart: order is taken as given.
+
+    Raises:
+        CheckpointError: naming the first pair that does not agree, or how many tensors each side has.
+    """
+    ours, theirs = _without_counters(own), _without_counters(weights)
+    for (name, tensor), (other, found) in zip(ours.items(), theirs.items(), strict=False):
+        if tensor.shape != found.shape or name.rpartition(".")[2] != other.rpartition(".")[2]:
+            raise CheckpointError(
+                f"{source}: weights of another network: in order, {other} {tuple(found.shape)} stands where "
+                f"{name} {tuple(tensor.shape)} is expected"
+            )
+    if len(ours) != len(theirs):
+        raise CheckpointError(
+            f"{source}: weights of another network: {len(theirs)} tensors; expected {len(ours)}, in order"
+        )
+    return dict(zip(ours, theirs.values(), strict=True))
+
+
 def versions() -> dict[str, str]:
     """Return the versions that numbers may depend on."""
     return {"python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def _without_counters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without batch norm's counts of batches, which older files lack."""
+    return {name: tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
 
 
 def _check_match(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:

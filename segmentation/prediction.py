@@ -1,4 +1,4 @@
-"""Prediction on images of any size by tiles that overlap."""
+"""Prediction on images of any size by tiles that overlap, and over mirror images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+"""As it is, left for right, upside down, and both."""
 
 
 def predict_tiles(
@@ -48,9 +49,25 @@ def predict_tiles(
 def predict(model: nn.Module, image: Tensor, *, multilabel: bool, flips: bool = False) -> Tensor:
     """Return probabilities (B, K, H, W) of images (B, C, H, W), averaged over mirror images where asked."""
     model.eval()
-    views = FLIPS if flips else FLIPS[:1]
-    found = [_activate(model(image.flip(view)).float(), multilabel).flip(view) for view in views]
-    return torch.stack(found).mean(0)
+    return _mean(model, image, FLIPS if flips else FLIPS[:1], multilabel)
+
+
+class FlipAverage(nn.Module):
+    """A network seen from four sides, for whatever wants logits: a score, a loss, a resize.
+
+    Its logits are those whose softmax (sigmoid, if multilabel) is the mean over the four mirror images; always finite.
+    """
+
+    def __init__(self, model: nn.Module, *, multilabel: bool) -> None:
+        super().__init__()
+        self.model, self.multilabel = model, multilabel
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, K, H, W) of images (B, C, H, W)."""
+        mean = _mean(self.model, image, FLIPS, self.multilabel)
+        if self.multilabel:
+            return mean.logit(eps=torch.finfo(mean.dtype).eps)
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
 
 def starts(size: int, tile: int, overlap: float) -> list[int]:
@@ -70,6 +87,11 @@ def importance(rows: int, columns: int) -> Tensor:
 def _bell(size: int) -> Tensor:
     distance = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
     return torch.exp(-0.5 * (distance / (size / 8)) ** 2)
+
+
+def _mean(model: nn.Module, image: Tensor, views: Sequence[tuple[int, ...]], multilabel: bool) -> Tensor:
+    found = [_activate(model(image.flip(view)).float(), multilabel).flip(view) for view in views]
+    return torch.stack(found).mean(0)
 
 
 def _activate(logits: Tensor, multilabel: bool) -> Tensor:

@@ -17,6 +17,11 @@ A workload is a module, here or anywhere importable, with
                 changes=None)
     def inspect(config, out_dir)                  draw what the network will see; returns paths of the pictures
 
+and, for prediction by several workers (`python -m search predict`), if it wants
+
+    def sources(source) -> list[Path]             the files of a folder that `predict` takes, in its order
+    def merge(out_dir, source) -> list[Path]      write what is about all images, once their predictions are there
+
 Each makes `out_dir` if it is missing. `python -m workloads` is the way to use one without a search.
 """
 

@@ -72,6 +72,23 @@ def list_(given: argparse.Namespace) -> None:
     print(_help(workload, config))
 
 
+def backbones(given: argparse.Namespace) -> None:
+    """Print what encoders cost in UNet 3+: parameters, GMACs for one image, channels and strides of their levels."""
+    from segmentation.networks import cost  # here, because PyTorch takes seconds that `list` need not pay
+
+    names = list(dict.fromkeys([*cost.BACKBONES, *given.encoders]))
+    width = max(map(len, ("backbone", *names)))
+    try:
+        rows = cost.backbones(names, size=given.size)
+        print(f"{'backbone':{width}}  {'its parameters':>14}  {'of UNet 3+':>12}  {'GMACs':>8}  channels / strides")
+        for row in rows:
+            counts = f"{row.encoder_parameters:14,}  {row.parameters:12,}  {row.macs / 1e9:8.2f}"
+            levels = " / ".join(" ".join(map(str, values)) for values in (row.channels, row.strides))
+            print(f"{row.name:{width}}  {counts}  {levels}", flush=True)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
 def train(given: argparse.Namespace) -> None:
     """Train one model and print the folder of its best checkpoint."""
     workload = workloads.load(given.name)
@@ -129,6 +146,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
             text = f"output folder (default: runs/NAME-{name})"
             command.add_argument("--out", type=Path, metavar="FOLDER", help=text)
     _add_own(commands.choices)
+    _add_backbones(commands.add_parser("backbones", help=backbones.__doc__, description=backbones.__doc__))
     return parser.parse_args(arguments)
 
 
@@ -139,6 +157,20 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     text = "what to score on (default: test)"
     commands["evaluate"].add_argument("--split", choices=SPLITS, default="test", help=text)
     commands["predict"].add_argument("source", metavar="IMAGES", type=Path, help="an image, or a folder of images")
+
+
+def _add_backbones(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=backbones, name=None)
+    text = "a timm encoder to show beside the ten that are always shown"
+    command.add_argument("encoders", metavar="ENCODER", nargs="*", help=text)
+    text = "side of the image that GMACs are counted for, in pixels (default: 512)"
+    command.add_argument("--size", type=_side, default=512, metavar="PIXELS", help=text)
+
+
+def _side(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of pixels, at least 1")
+    return int(text)
 
 
 def _values(given: argparse.Namespace) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from segmentation.losses import Loss
 from segmentation.metrics import Convention
 from segmentation.networks import Network
 from segmentation.normalisation import Normalise, Normaliser
-from segmentation.prediction import predict_tiles
+from segmentation.prediction import FlipAverage, predict_tiles
 from segmentation.samples import Samples
 from segmentation.splits import Splits
 from segmentation.training import TrainingConfig
@@ -48,7 +48,7 @@ from workloads import _model
 from workloads._pairs import dataset, figures
 from workloads._pairs.dataset import Data
 
-__all__ = ["Config", "evaluate", "inspect", "metrics", "predict", "prepare", "train"]
+__all__ = ["Config", "evaluate", "inspect", "metrics", "predict", "prepare", "sources", "train"]
 
 CONVENTION = Convention()
 EVALUATION_BATCH = 64
@@ -150,6 +150,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     samples, made = dataset.load(config.data)
     _model.refuse_seen(checkpoint, made)
     names = dataset.class_names(config.data)
+    model = FlipAverage(model, multilabel=False) if config.flips else model
     with splits.test_split_open():
         indices = splits.indices(made, split)
         found = _score(config, model, samples, indices, normaliser)
@@ -176,7 +177,7 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
     channels = checkpoints.read_meta(checkpoint)["in_channels"]
     values = np.array(config.data.value_map or range(config.data.classes), dtype=np.uint8)
     written = []
-    for path in [source] if source.is_file() else images.list_images(source):
+    for path in sources(source):
         image = dataset.read_channels(path, channels)
         seen = normaliser(torch.from_numpy(image.copy())[None])[0]
         probability = predict_tiles(
@@ -191,6 +192,11 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
         stem = path.relative_to(source).with_suffix("") if path != source else Path(path.stem)
         written += _write_prediction(out_dir / stem, image, classes, values)
     return written
+
+
+def sources(source: Path) -> list[Path]:
+    """Return what predict takes: a file, or the pictures below a folder, in order of name."""
+    return [source] if source.is_file() else images.list_images(source)
 
 
 def inspect(config: Config, out_dir: Path) -> list[Path]:

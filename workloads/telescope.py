@@ -43,7 +43,7 @@ from workloads._telescope.reader import Variant
 from workloads._telescope.scores import run_epoch
 from workloads._telescope.transfer import Finetune
 
-__all__ = ["Config", "evaluate", "inspect", "metrics", "predict", "prepare", "run_epoch", "train"]
+__all__ = ["Config", "evaluate", "inspect", "metrics", "predict", "prepare", "run_epoch", "sources", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -252,14 +252,27 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
     NAME_hits.csv, a row for each detector that was hit.
     """
     config, model, normaliser = load(checkpoint, changes)
-    out_dir.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for path in _sources(source):
+    for path in sources(source):
+        # Two pictures of one name in different folders stay two.
+        folder = out_dir / path.parent.relative_to(source) if path != source else out_dir
+        folder.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".npz":
-            written.append(_predict_observation(path, config, model, normaliser, out_dir))
+            written.append(_predict_observation(path, config, model, normaliser, folder))
         else:
-            written += _predict_picture(path, config, model, normaliser, out_dir)
+            written += _predict_picture(path, config, model, normaliser, folder)
     return written
+
+
+def sources(source: Path) -> list[Path]:
+    """Return what predict takes: a file, or the pictures and observations below a folder, in order of name."""
+    if source.is_file():
+        return [source]
+    kinds = (*reader.SUFFIXES, ".npz")
+    found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in kinds and path.is_file()]
+    if not found:
+        raise DataError(f"{source}: nothing to predict; expected {', '.join(kinds)} files")
+    return found
 
 
 def inspect(config: Config, out_dir: Path) -> list[Path]:
@@ -449,16 +462,6 @@ def _probabilities(
     with torch.inference_mode():
         logits = model(seen.to(next(model.parameters()).device))
     return seen[0].numpy(), logits[0].float().sigmoid().cpu().numpy()
-
-
-def _sources(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    kinds = (*reader.SUFFIXES, ".npz")
-    found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in kinds and path.is_file()]
-    if not found:
-        raise DataError(f"{source}: nothing to predict; expected {', '.join(kinds)} files")
-    return found
 
 
 def _predict_picture(

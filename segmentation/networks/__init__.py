@@ -43,7 +43,8 @@ class Network:
     pretrained: bool = False
     """Start the encoder from timm's published weights, downloaded once (timm encoders)."""
     weights_path: str | None = None
-    """Start the encoder from this file of timm weights instead: .safetensors, .bin or .pth (timm encoders)."""
+    """Start the encoder from this file of timm weights instead: .safetensors, .bin or .pth; under another program's
+    names they are taken in order, if all shapes fit (timm encoders)."""
     freeze_encoder: bool = False
     """Train the decoder alone; the encoder's weights and batch-norm statistics stay (timm_unet, unet3plus)."""
     cat_channels: int = 64

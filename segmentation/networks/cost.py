@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from segmentation import networks
-from segmentation.networks import Network
+from segmentation.networks import Network, timm_unet
 
 BACKBONES = (
     *("convnext_tiny", "convnext_small", "convnext_base"),
@@ -31,17 +32,43 @@ class Backbone:
     """Of the whole network."""
     macs: int
     """Of the whole network, for one image of the table's size."""
+    channels: tuple[int, ...]
+    """Of each level of the encoder, finest first."""
+    strides: tuple[int, ...]
+    """Of each level of the encoder."""
 
 
 def backbones(
     names: Sequence[str] = BACKBONES, *, network: Network | None = None, size: int = 512, classes: int = 3
 ) -> Iterator[Backbone]:
-    """Yield what each encoder costs in a network (unet3plus if not given), for square RGB images."""
-    network = networks.without_weights(network or Network(name="unet3plus"))
+    """Return what each encoder costs in a network (unet3plus if not given), for square RGB images.
+
+    Raises:
+        ValueError: for an encoder that timm lacks, before the first row; that gives no feature maps, or none of use for
+            images of this size.
+    """
     for name in names:
+        timm_unet.check_name(name)
+    network = networks.without_weights(network or Network(name="unet3plus"))
+    return (_backbone(name, network, size, classes) for name in names)
+
+
+def _backbone(name: str, network: Network, size: int, classes: int) -> Backbone:
+    # Only shapes count: on the meta device nothing is drawn or stored.
+    with torch.device("meta"):
         model = networks.build(replace(network, encoder=name), 3, classes)
-        encoder: nn.Module = model.get_submodule("encoder")
-        yield Backbone(name, parameters(encoder), parameters(model), macs(model, 3, size, size))
+    encoder: Any = model.get_submodule("encoder")
+    info = encoder.feature_info
+    try:
+        count = macs(model, 3, size, size)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"encoder: {name!r} gives no maps that {network.name} can use for images of {size} pixels ({error}); "
+            "choose another size or another encoder"
+        ) from error
+    return Backbone(
+        name, parameters(encoder), parameters(model), count, tuple(info.channels()), tuple(info.reduction())
+    )
 
 
 def parameters(model: nn.Module) -> int:

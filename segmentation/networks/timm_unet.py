@@ -6,8 +6,10 @@ Ronneberger et al. 2015, arXiv:1505.04597.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segmentation import checkpoints
+from segmentation.checkpoints import CheckpointError
 from segmentation.epoch import DataError
 from segmentation.networks.parts import EncoderNetwork, conv, fitted
 
@@ -116,7 +120,7 @@ def build_encoder(config: Network, in_channels: int) -> nn.Module:
 def _create(config: Network, in_channels: int, **weights: Any) -> nn.Module:
     import timm  # here, because it takes seconds that the other networks need not pay
 
-    _check_name(config.encoder)
+    check_name(config.encoder)
     levels: dict[str, Any] = {"out_indices": tuple(range(config.encoder_levels))} if config.encoder_levels else {}
     try:
         encoder: nn.Module = timm.create_model(
@@ -134,19 +138,67 @@ def _create(config: Network, in_channels: int, **weights: Any) -> nn.Module:
 
 
 def _create_pretrained(config: Network, in_channels: int) -> nn.Module:
-    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": config.weights_path}} if config.weights_path else {}
     try:
-        return _create(config, in_channels, pretrained=True, **overlay)
+        overlay = {"pretrained_cfg_overlay": _file_weights(config)} if config.weights_path else {}
+        with _quiet():
+            return _create(config, in_channels, pretrained=True, **overlay)
     except Exception as error:  # timm, its hub client and torch raise many kinds; each means: no weights
         source = f"the file {config.weights_path}" if config.weights_path else "its published source"
         raise DataError(
             f"pretrained weights of {config.encoder!r} cannot be loaded from {source} "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}); set weights_path "
+            f"({type(error).__name__}: {_first_lines(error)}); set weights_path "
             "to a file of timm weights for this encoder, or pretrained=false to start without"
         ) from error
 
 
-def _check_name(name: str) -> None:
+def _file_weights(config: Network) -> dict[str, Any]:
+    """Return where timm takes the weights of a file from: the file, or those in it under timm's names.
+
+    A file that shares no name with timm's network is one of another program: its tensors are paired in order. One that
+    does not pair may still be of a form that timm knows; `_refuse_fresh` finds out.
+    """
+    weights, own = _read(config), _names(config)
+    if own.keys().isdisjoint(weights):
+        with contextlib.suppress(CheckpointError):
+            return {"state_dict": checkpoints.paired(own, weights, source=str(config.weights_path))}
+    return {"file": config.weights_path}
+
+
+def _read(config: Network) -> dict[str, Tensor]:
+    import timm
+
+    found: dict[str, Tensor] = timm.models.load_state_dict(str(config.weights_path))
+    return found
+
+
+def _names(config: Network) -> dict[str, Tensor]:
+    """Return the tensors, their values apart, of the whole network that timm publishes weights of."""
+    import timm
+
+    with torch.device("meta"):
+        state: dict[str, Tensor] = timm.create_model(config.encoder).state_dict()
+    return state
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep timm from listing the tensors of the head, which no encoder has; `_refuse_fresh` tells what matters."""
+    builder = logging.getLogger("timm.models._builder")
+    before = builder.level
+    builder.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        builder.setLevel(before)
+
+
+def _first_lines(error: Exception) -> str:
+    """Return what an error says first; PyTorch names the tensor in its second line."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2]) or "no detail"
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, naming the nearest, for an encoder that timm lacks."""
     import timm
 
     if timm.is_model(name):
@@ -172,5 +224,16 @@ def _refuse_fresh(fresh: nn.Module, loaded: nn.Module, config: Network) -> None:
     if same:
         raise DataError(
             f"pretrained weights of {config.encoder!r} leave {len(same)} kernels random, such as {same[0]}; "
-            "the file is of another encoder: give its own weights_path, or set pretrained=false"
+            f"the file is of another encoder{_mismatch(config)}: give its own weights_path, or set pretrained=false"
         )
+
+
+def _mismatch(config: Network) -> str:
+    """Return, in brackets, where a file stops being the encoder's if its tensors are taken in order."""
+    if config.weights_path is None:
+        return ""
+    try:
+        checkpoints.paired(_names(config), _read(config), source=Path(config.weights_path).name)
+    except CheckpointError as error:
+        return f" ({error})"
+    return ""

@@ -11,7 +11,7 @@ import pytest
 
 import benchmarks
 from benchmarks import __main__ as command
-from benchmarks import _results, _searches, _training, big_study, kills, trial_start
+from benchmarks import _results, _searches, _training, big_study, kills, scaling, trial_start
 from search.record import StudyPaths, TrialRecord
 
 KEYS = {
@@ -21,6 +21,7 @@ KEYS = {
     "quickstart": {"wall_s", "trials", "test_mean_iou", "search_over_stock"},
     "kills": {"kills", "lost", "finished_twice", "repeated"},
     "big_study": {"trials", "driver_peak_gib", "start_s"},
+    "scaling": {f"{kind}_{n}_{what}" for kind in ("strong", "weak") for n in (1, 2) for what in ("s", "efficiency")},
 }
 NAMES = benchmarks.names()
 
@@ -162,3 +163,38 @@ def test_the_training_workload_learns_and_notes_when_it_stepped(tmp_path: Path) 
     found[-1].save(tmp_path)
     scored = _training.evaluate(tmp_path, "test", tmp_path).metrics["loss"]
     assert scored is not None and 0 < scored < found[0].metrics["loss"]
+
+
+@pytest.mark.row("K39")
+def test_efficiency_worked_by_hand() -> None:
+    assert scaling.efficiencies("strong", {1: 8.0, 2: 5.0, 4: 4.0}) == {1: 1.0, 2: 0.8, 4: 0.5}
+    assert scaling.efficiencies("weak", {1: 8.0, 2: 10.0, 4: 16.0}) == {1: 1.0, 2: 0.8, 4: 0.5}
+    assert scaling.efficiencies("strong", {2: 8.0, 4: 5.0}) == {2: 1.0, 4: 0.8}
+
+
+@pytest.mark.row("K39")
+def test_scaling_shows_time_and_efficiency_of_every_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {("strong", 1): 8.0, ("strong", 2): 5.0, ("weak", 1): 8.0, ("weak", 2): 10.0}
+    monkeypatch.setattr(scaling, "_epoch_s", lambda kind, count, *sizes: taken[kind, count])
+    result = scaling.measure(processes=(1, 2), repetitions=1)
+    assert [result[f"{kind}_2_{what}"] for kind in ("strong", "weak") for what in ("s", "efficiency")] == [
+        5,
+        0.8,
+        10,
+        0.8,
+    ]
+    rows = scaling.figures(result)
+    assert [row[1:] for row in rows] == [
+        ("5.00 s, efficiency 0.80", "8.00 s on 1; report"),
+        ("10.00 s, efficiency 0.80", "8.00 s on 1; report"),
+    ]
+    assert "the same images (strong" in rows[0][0] and "2 times the images (weak" in rows[1][0]
+    with pytest.raises(ValueError, match="batch_size: got 8; expected a multiple of 3"):
+        scaling.measure(processes=(1, 3))
+
+
+@pytest.mark.row("K39")
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_train_on_half_the_images_each() -> None:
+    assert scaling._epoch_s("strong", 2, images=12, size=32, batch_size=4, epochs=2) > 0

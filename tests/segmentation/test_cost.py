@@ -46,6 +46,7 @@ def test_frozen_numbers_count_as_parameters():
     assert parameters(frozen) == parameter_count(build(config, 3, 2)) > parameter_count(frozen)
 
 
+@pytest.mark.row("K2")
 def test_the_table_takes_any_encoder_of_timm():
     rows = list(backbones(("resnet10t", "mobilenetv3_small_050"), size=64))
     assert [row.name for row in rows] == ["resnet10t", "mobilenetv3_small_050"]
@@ -54,6 +55,20 @@ def test_the_table_takes_any_encoder_of_timm():
         assert row.encoder_parameters == parameter_count(model.encoder)
         assert row.parameters == parameter_count(model) > row.encoder_parameters
         assert row.macs == macs(model, 3, 64, 64)
+        features = model.encoder(torch.zeros(1, 3, 64, 64))
+        assert row.channels == tuple(each.shape[1] for each in features)
+        assert row.strides == tuple(64 // each.shape[2] for each in features)
     unet = next(backbones(("resnet10t",), network=Network(name="timm_unet"), size=64))
     assert unet.encoder_parameters == rows[0].encoder_parameters
     assert unet.parameters < rows[0].parameters
+
+
+@pytest.mark.row("K2")
+def test_an_unknown_encoder_is_refused_before_the_first_row_is_counted():
+    with pytest.raises(ValueError, match=r"no model 'resnet35'; did you mean .*'resnet34'"):
+        backbones(("resnet10t", "resnet35"))
+
+
+def test_an_encoder_of_one_image_size_is_refused_with_it():
+    with pytest.raises(ValueError, match=r"'swin_tiny_patch4_window7_224' gives no maps .* 512 pixels .*224"):
+        next(backbones(("swin_tiny_patch4_window7_224",)))

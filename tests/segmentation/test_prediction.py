@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from segmentation.networks.tinyunet import TinyUNet
-from segmentation.prediction import importance, predict, predict_tiles, starts
+from segmentation.prediction import FLIPS, FlipAverage, importance, predict, predict_tiles, starts
 
 torch.set_num_threads(1)
 
@@ -55,6 +55,63 @@ def test_flips_make_the_prediction_follow_the_image():
     mirrored = predict(model, image.flip(-1), multilabel=True, flips=True).flip(-1)
     torch.testing.assert_close(found, mirrored)
     assert not torch.allclose(found, predict(model, image, multilabel=True))
+
+
+class Symmetric(nn.Module):
+    """A convolution whose kernels look the same in any mirror, so that its maps follow the image by themselves."""
+
+    def __init__(self):
+        super().__init__()
+        kernel = torch.randn(3, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+        self.kernel = torch.stack([kernel.flip(view) for view in FLIPS]).mean(0)
+
+    def forward(self, image):
+        return torch.nn.functional.conv2d(image, self.kernel, padding=2)
+
+
+@pytest.mark.row("K42")
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_flips_change_nothing_for_a_symmetric_network(multilabel):
+    image = torch.randn(2, 1, 24, 31)
+    plain = predict(Symmetric(), image, multilabel=multilabel)
+    torch.testing.assert_close(predict(Symmetric(), image, multilabel=multilabel, flips=True), plain)
+    for view in FLIPS:
+        seen = predict(Symmetric(), image.flip(view), multilabel=multilabel, flips=True)
+        torch.testing.assert_close(seen.flip(view), plain)
+
+
+@pytest.mark.row("K42")
+def test_flips_are_the_mean_of_four_softmaxes_worked_by_hand():
+    class Positional(nn.Module):
+        def forward(self, image):
+            ramp = torch.arange(4.0).view(1, 1, 2, 2) + 0 * image
+            return torch.cat([ramp, torch.zeros_like(ramp)], 1)
+
+    found = predict(Positional(), torch.zeros(1, 1, 2, 2), multilabel=False, flips=True)
+    mean = torch.arange(4.0).sigmoid().mean()  # softmax of (x, 0); four mirrors put each of the values everywhere once
+    torch.testing.assert_close(found, torch.stack([mean, 1 - mean]).view(1, 2, 1, 1).expand(1, 2, 2, 2))
+
+
+@pytest.mark.row("K42")
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_flip_averages_logits_are_those_of_the_mean(multilabel):
+    torch.manual_seed(0)
+    model, image = TinyUNet(base=4).eval(), torch.randn(2, 1, 24, 32)
+    with torch.inference_mode():
+        logits = FlipAverage(model, multilabel=multilabel).eval()(image)
+    activated = logits.sigmoid() if multilabel else logits.softmax(1)
+    torch.testing.assert_close(activated, predict(model, image, multilabel=multilabel, flips=True))
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_flip_averages_logits_stay_finite_where_a_network_is_certain(multilabel):
+    class Certain(nn.Module):
+        def forward(self, image):
+            return torch.cat([image * 0 + 1e4, image * 0 - 1e4], 1)
+
+    logits = FlipAverage(Certain(), multilabel=multilabel)(torch.zeros(1, 1, 4, 4))
+    assert logits.isfinite().all()
+    assert (logits.argmax(1) == 0).all()
 
 
 @pytest.mark.parametrize("size", [16, 17, 31, 32, 33, 100])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import logging
@@ -19,8 +20,9 @@ import configuration
 import workloads
 from configuration import ConfigError
 from search import planning, service, spec_file
-from segmentation import splits
+from segmentation import loading, prediction, splits
 from segmentation.epoch import DataError, Evaluation
+from segmentation.normalisation import Normaliser
 from segmentation.samples import Samples
 
 NAMES = workloads.names()
@@ -255,6 +257,44 @@ def test_predict_writes_files_for_a_folder_and_for_a_file(name, workload, run, p
 def test_predict_names_a_folder_without_images(name, workload, run, tmp_path):
     with pytest.raises(DataError):
         workload.predict(run.checkpoint(EPOCHS), tmp_path, tmp_path / "out")
+
+
+@pytest.mark.row("K42")
+def test_a_prediction_is_scaled_as_training_and_evaluation_were(name, workload, picture, tmp_path, monkeypatch):
+    if name == "toy":
+        pytest.skip("the toy has no images")
+    used, call = set(), Normaliser.__call__
+
+    def noted(normaliser, image):
+        used.add(hashlib.sha256(json.dumps(normaliser.to_dict(), sort_keys=True).encode()).hexdigest())
+        return call(normaliser, image)
+
+    monkeypatch.setattr(Normaliser, "__call__", noted)
+    # A set that fits into memory may be there already, scaled by an earlier test.
+    monkeypatch.setattr(loading, "_bytes", lambda samples, indices: math.inf)
+    pull(workload, debug(workload, epochs=1), tmp_path)
+    assert len(used) == 1, "training scales all images alike"
+    trained = set(used)
+    for use in (
+        lambda: workload.predict(tmp_path / "epoch-1", picture, tmp_path / "out"),
+        lambda: workload.evaluate(tmp_path / "epoch-1", "test", tmp_path / "evaluation"),
+    ):
+        used.clear()
+        use()
+        assert used == trained
+
+
+@pytest.mark.row("K42")
+def test_flips_are_averaged_in_evaluation_too(name, workload, monkeypatch, tmp_path):
+    if "flips" not in configuration.fields(workload.Config):
+        pytest.skip(f"{name} has no flips")
+    folder = tmp_path / "flipped"
+    pull(workload, debug(workload, flips=True, epochs=1), folder)
+    found = workload.evaluate(folder / "epoch-1", "test", tmp_path / "with")
+    monkeypatch.setattr(prediction, "FLIPS", ((),))
+    plain = workload.evaluate(folder / "epoch-1", "test", tmp_path / "without")
+    assert found.details["flips"] is True
+    assert found.metrics != plain.metrics
 
 
 def test_inspect_writes_pictures(name, workload, tmp_path):

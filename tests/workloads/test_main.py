@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 import workloads
+from segmentation import networks
+from segmentation.networks import cost
 from tests.conftest import ROOT
 from workloads import __main__ as command
 from workloads import toy
@@ -77,6 +79,23 @@ def test_list_shows_every_value_and_metric(name, capsys):
 def test_list_shows_a_preset_beside_the_defaults(capsys):
     assert command.main(["list", "toy", "--set", "preset=debug"]) == DONE
     assert "  epochs = 2  (whole number; default 5)\n" in capsys.readouterr().out
+
+
+@pytest.mark.row("K2")
+def test_backbones_counts_the_ten_and_those_named(capsys):
+    assert command.main(["backbones", "resnet10t", "--size", "64"]) == DONE
+    _, *lines = capsys.readouterr().out.splitlines()
+    found = {line.split()[0]: line.split() for line in lines}
+    assert list(found) == [*cost.BACKBONES, "resnet10t"]
+    for name, (_, own, whole, macs, *levels) in found.items():
+        encoder = networks.build(networks.Network(name="timm_unet", encoder=name), 3, 3).encoder
+        assert int(own.replace(",", "")) == cost.parameters(encoder) < int(whole.replace(",", ""))
+        assert float(macs) > 0
+        shown = " ".join(levels).split(" / ")
+        assert [list(map(int, part.split())) for part in shown] == [
+            encoder.feature_info.channels(),
+            encoder.feature_info.reduction(),
+        ]
 
 
 def test_train_prints_the_best_checkpoint_and_a_line_an_epoch(capsys, caplog):
@@ -221,6 +240,7 @@ def test_pairs_from_training_to_a_prediction(capsys, tmp_path):
         (["train", "toy", "--set", "epochs=0"], "epochs: got 0; expected at least 1"),
         (["train", "toy", "--set", "preset=tiny"], "preset: got 'tiny'; this workload has debug"),
         (["train", "toy", "--metric", "scor"], "--metric: unknown metric; did you mean 'score'"),
+        (["backbones", "convnext_tinny"], "no model 'convnext_tinny'; did you mean 'convnext_tiny'"),
         (["train", "toy", "--resume"], "runs/toy-train: no run to go on with; leave --resume out"),
         (["train", "pairs", "--set", "data.root=nowhere"], "nowhere: no such folder; data.root should hold"),
         (["train", "pairs", "--set", "device=cuda:99"], "device: got 'cuda:99', but there are"),

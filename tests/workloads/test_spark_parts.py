@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from segmentation import splits
+from segmentation import networks, splits
 from segmentation.checkpoints import CheckpointError
 from segmentation.epoch import DataError
+from segmentation.networks import Network
 from segmentation.splits import TestSplitError
 from workloads._spark import classes, dataset, evaluation_files, generator, reader, submission, training_files
 from workloads._spark.dataset import Data
@@ -899,3 +900,77 @@ def test_a_folder_mixed_from_two_runs_is_refused(tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"unet3plus_model\.pt: no such file"):
         training_files.load_model(tmp_path)
+
+
+# The network of a run folder
+
+LEAN = Architecture(backbone_name="resnet10t", cat_channels=4, n_classes=3)
+
+
+def _made(name="unet3plus_simplified", seed=3, **changes):
+    torch.manual_seed(seed)
+    architecture = dataclasses.replace(LEAN, **changes)
+    network = Network(name=name, encoder="resnet10t", cat_channels=4, deep_supervision=architecture.deep_supervision)
+    model = networks.build(network, 3, 3)
+    for buffer in model.buffers():
+        buffer.add_(1)
+    return model, architecture
+
+
+def _foreign(weights):
+    """Return the same tensors as another program may have named them, without counts of batches."""
+    kept = [(name, tensor) for name, tensor in weights.items() if not name.endswith("num_batches_tracked")]
+    return {f"net.part{i}.{name.rpartition('.')[2]}": tensor for i, (name, tensor) in enumerate(kept)}
+
+
+def _same_logits(one, other):
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(one.eval()(image), other.eval()(image), rtol=0, atol=0)
+
+
+@pytest.mark.row("K40")
+@pytest.mark.parametrize("name", ["unet3plus", "unet3plus_simplified"])
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_a_model_of_ours_comes_back_as_the_network_it_was(tmp_path, name, deep_supervision):
+    model, architecture = _made(name, deep_supervision=deep_supervision)
+    training_files.save_model(tmp_path, model.state_dict(), architecture)
+    found, network, told = training_files.load_network(tmp_path)
+    assert (network.name, network.deep_supervision, told) == (name, deep_supervision, architecture)
+    _same_logits(found, model)
+
+
+@pytest.mark.row("K40")
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_tensors_under_other_names_fill_the_network_in_order(tmp_path, prefix):
+    model, architecture = _made()
+    weights = {prefix + name: tensor for name, tensor in _foreign(model.state_dict()).items()}
+    training_files.save_model(tmp_path, weights, architecture)
+    (tmp_path / "config.json").unlink()
+    found, network, _ = training_files.load_network(tmp_path / "unet3plus_model.pt")
+    assert network.name == "unet3plus_simplified"
+    _same_logits(found, model)
+
+
+@pytest.mark.row("K40")
+def test_tensors_that_do_not_pair_are_refused_with_the_first_of_them(tmp_path):
+    model, architecture = _made()
+    weights = _foreign(model.state_dict())
+    names = list(weights)
+    at = next(i for i in range(len(names)) if weights[names[i]].ndim == 4 and i > 20)
+    training_files.save_model(tmp_path / "shape", {**weights, names[at]: weights[names[at]][:1]}, architecture)
+    with pytest.raises(CheckpointError, match=rf"in order, {names[at]} \(1, .* stands where \S+ \("):
+        training_files.load_network(tmp_path / "shape")
+    training_files.save_model(tmp_path / "short", dict(list(weights.items())[:-1]), architecture)
+    with pytest.raises(CheckpointError, match=rf"{len(weights) - 1} tensors; expected {len(weights)}, in order"):
+        training_files.load_network(tmp_path / "short")
+    training_files.save_model(tmp_path / "paper", _foreign(_made("unet3plus")[0].state_dict()), architecture)
+    with pytest.raises(CheckpointError, match="weights of another network: in order"):
+        training_files.load_network(tmp_path / "paper")
+
+
+def test_a_model_with_an_unknown_backbone_is_refused_with_its_file(tmp_path):
+    model, architecture = _made()
+    training_files.save_model(tmp_path, model.state_dict(), dataclasses.replace(architecture, backbone_name="resnet10"))
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}: encoder: timm has no model 'resnet10'; did you mean"):
+        training_files.load_network(tmp_path)

@@ -671,6 +671,16 @@ def test_prediction_of_pictures_keeps_their_names(with_el, tmp_path):
         telescope.predict(with_el.checkpoint, tmp_path / "nowhere", tmp_path / "out")
 
 
+def test_pictures_of_one_name_in_two_folders_are_both_predicted(with_el, tmp_path):
+    for name in ("a", "sub/a"):
+        path = tmp_path / "in" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((32, 32), len(name), np.uint8)).save(path)
+    written = telescope.predict(with_el.checkpoint, tmp_path / "in", tmp_path / "out")
+    found = {str(path.relative_to(tmp_path / "out")) for path in written}
+    assert found == {"a_prob.npy", "a_composite.png", "sub/a_prob.npy", "sub/a_composite.png"}
+
+
 def test_checkpoints_of_other_workloads_are_refused(with_el, tmp_path):
     model, meta = telescope.load(with_el.checkpoint)[1], checkpoints.read_meta(with_el.checkpoint)
     checkpoints.save(tmp_path, model=model, meta={**meta, "workload": "steel"}, state={})

@@ -20,12 +20,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import durable
-from segmentation import checkpoints
+from segmentation import checkpoints, networks
 from segmentation.checkpoints import CheckpointError
 from segmentation.figures import Colour
+from segmentation.networks import Network
 
 Row = Mapping[str, float]
 Weights = Mapping[str, Tensor]
@@ -38,6 +39,8 @@ HISTORY_FILE = "history.json"
 PLOTS_FILE = "training_plots.png"
 REPORT_FILE = "training_report.txt"
 CURVES_FILE = "training_curves.npz"
+VARIANTS: tuple[Literal["unet3plus", "unet3plus_simplified"], ...] = ("unet3plus", "unet3plus_simplified")
+"""The last is the original's network."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What DDP, DeepSpeed and torch.compile put before every name."""
 COLOURS: tuple[Colour, ...] = ((31, 119, 180), (214, 39, 40), (255, 127, 14))
@@ -170,6 +173,47 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], Architecture]:
         raise CheckpointError(f"{file}: {error}") from error
     _refuse_other_config(file.parent / CONFIG_FILE, architecture)
     return unwrapped(_tensors(file, content[WEIGHTS_KEY])), architecture
+
+
+def load_network(path: Path) -> tuple[nn.Module, Network, Architecture]:
+    """Return the network of such a folder or .pt file with its weights, on the CPU, and what it was built from.
+
+    Files of ours are recognised by their names, unet3plus and unet3plus_simplified alike. Any other is taken to be the
+    original's: its tensors fill unet3plus_simplified in order, the first the first, where number, shapes and kinds
+    (weight, bias, running_mean) all agree. Tried on files of ours, and on the same tensors under other names. No file
+    of the original was at hand to try: whether its layers stand in our order is not known, and of those of one
+    kind and shape it cannot be seen. Score such a network before you trust it.
+
+    Raises:
+        CheckpointError: naming the first tensor that does not fit; nothing is ever left random.
+    """
+    weights, architecture = load_model(path)
+    for name in VARIANTS:
+        network = _network(name, architecture)
+        model = _built(path, network, architecture)
+        if model.state_dict().keys() == weights.keys():
+            checkpoints.fill(model, weights, source=str(path))
+            return model, network, architecture
+    own = model.state_dict()
+    model.load_state_dict({**own, **checkpoints.paired(own, weights, source=str(path))})
+    return model, network, architecture
+
+
+def _network(name: Literal["unet3plus", "unet3plus_simplified"], architecture: Architecture) -> Network:
+    return Network(
+        name=name,
+        encoder=architecture.backbone_name,
+        cat_channels=architecture.cat_channels,
+        deep_supervision=architecture.deep_supervision,
+        freeze_encoder=architecture.freeze_backbone,
+    )
+
+
+def _built(path: Path, network: Network, architecture: Architecture) -> nn.Module:
+    try:
+        return networks.build(network, architecture.n_channels, architecture.n_classes)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def unwrapped(weights: Weights) -> dict[str, Tensor]:

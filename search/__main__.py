@@ -1,0 +1,105 @@
+"""Use what a search has found, over Ray.
+
+Results go to stdout, logs and progress to stderr; the exit code is 0 when done, 1 when it failed, 2 for bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from search.errors import BadInput, SearchError
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    given = _parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        given.run(given)
+        sys.stdout.flush()
+        return DONE
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except BadInput as error:
+        return _fail(error, BAD_INPUT)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, BAD_INPUT)
+    except SearchError as error:
+        return _fail(error, FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command begins again", INTERRUPTED)
+
+
+def predict(given: argparse.Namespace) -> None:
+    """Write a prediction for each image of a folder, by several Ray workers at once, and print the paths."""
+    from search import inference
+
+    request = inference.Request(
+        workload=given.name,
+        checkpoint=given.checkpoint,
+        source=given.source,
+        out=given.out or Path("runs") / f"{given.name}-predict",
+        workers=given.workers,
+        cpus_per_worker=given.cpus_per_worker,
+        gpus_per_worker=given.gpus_per_worker,
+    )
+    for path in inference.run(request, sys.stderr):
+        print(path)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m search", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    _add_predict(commands)
+    return parser.parse_args(arguments)
+
+
+def _add_predict(commands: Any) -> None:
+    command = commands.add_parser("predict", help=predict.__doc__, description=predict.__doc__)
+    command.set_defaults(run=predict)
+    command.add_argument("name", metavar="WORKLOAD", help="workload; `python -m workloads list` shows them")
+    command.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a checkpoint, a model or a run; all nodes see it"
+    )
+    command.add_argument("source", metavar="IMAGES", type=Path, help="a folder of images that all nodes see")
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="output folder (default: runs/WORKLOAD-predict); all nodes see it"
+    )
+    command.add_argument("--workers", type=_count, default=1, metavar="N", help="predict in N shares (default: 1)")
+    command.add_argument("--cpus-per-worker", type=_amount, default=1.0, metavar="N", help="CPUs of each (default: 1)")
+    command.add_argument("--gpus-per-worker", type=_amount, default=0.0, metavar="N", help="GPUs of each (default: 0)")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number, at least 1")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number, 0 or more")
+    return value
+
+
+def _fail(problem: object, code: int) -> int:
+    print(f"python -m search: {problem}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
