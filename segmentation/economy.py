@@ -24,7 +24,7 @@ def recompute_stages(model: nn.Module) -> None:
     if not found:
         logger.warning("checkpointing: %s has no stages of several convolutions; nothing changes", type(model).__name__)
     for stage in found:
-        stage.forward = functools.partial(_recomputed, stage, stage.forward)  # type: ignore[method-assign]
+        stage.forward = functools.partial(_recomputed, stage, stage.forward)
 
 
 def keep_stages(model: nn.Module) -> None:
@@ -74,7 +74,7 @@ def compile_network(model: nn.Module) -> None:
     except RuntimeError as error:
         _notice(error)
         return
-    model._compiled_call_impl = _Compiled(model, compiled)  # type: ignore[assignment]
+    model._compiled_call_impl = _Compiled(model._call_impl, compiled)
 
 
 def drop_compiled(model: nn.Module) -> None:
@@ -87,15 +87,15 @@ def drop_compiled(model: nn.Module) -> None:
 class _Compiled:
     """The compiled call, until it fails."""
 
-    def __init__(self, model: nn.Module, call: Callable[..., Any]) -> None:
-        self.model, self.call = model, call
+    def __init__(self, plain: Callable[..., Any], call: Callable[..., Any]) -> None:
+        self.plain, self.call = plain, call
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         try:
             return self.call(*inputs, **named)
         except TorchDynamoException as error:
             _notice(error)
-            self.call = self.model._call_impl
+            self.call = self.plain
             return self.call(*inputs, **named)
 
 

@@ -82,6 +82,11 @@ class Single:
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.optimizer.load_state_dict(state["optimizer"])
+        # Fused optimisers walk through memory and expect a weight's state laid out as the weight is.
+        for parameter, known in self.optimizer.state.items():
+            for name, value in known.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    known[name] = torch.empty_like(parameter).copy_(value)
         self.scaler.load_state_dict(state["scaler"])
 
     def release(self) -> None:
@@ -139,7 +144,7 @@ def _average(gradients: Iterable[Tensor]) -> None:
     """Overwrite gradients by their mean over all ranks, in one exchange."""
     parts = list(gradients)
     mean = ranks.total(torch.cat([part.flatten() for part in parts])) / ranks.place()[1]
-    for part, values in zip(parts, mean.split([part.numel() for part in parts]), strict=True):
+    for part, values in zip(parts, torch.split(mean, [part.numel() for part in parts]), strict=True):
         part.copy_(values.view_as(part))
 
 

@@ -482,9 +482,7 @@ def _add_gradients(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: C
     made, size = loop.strategy, loop.micro_batch
     parts = list(zip(torch.split(image, size), torch.split(mask, size), strict=True))
     with clock("sync"):
-        everywhere = float(count)
-        if made.world > 1:
-            everywhere = ranks.total(torch.tensor(everywhere, device=loop.device))
+        everywhere = ranks.total(torch.tensor(float(count), device=loop.device)) if made.world > 1 else float(count)
         missing = int(ranks.largest(len(parts), loop.device)) - len(parts) if _uneven(loop) else 0
     value = torch.zeros((), device=loop.device)
     # A part more than there is counts for nothing: it keeps the others company.

@@ -1,9 +1,11 @@
 """DeepSpeed's ZeRO as a strategy: several processes that each keep a part of what training needs.
 
-Stage 0 shares nothing, 1 the optimiser's state, 2 the gradients too, 3 the weights too. Source: Rajbhandari et al. 2020,
-arXiv:1910.02054. Its configuration is made here of the run's own values; there is no other file of them. The optimiser
-is ours, fp32 weights are its weights, and autocast and the loss scale are ours, so that a run means the same as by ddp.
-A state has the form that torch's optimisers give theirs, whatever the stage: a checkpoint knows no strategy.
+Stage 0 spreads nothing, 1 the optimiser's state, 2 the gradients too, 3 the weights too. Source: Rajbhandari et al.
+2020, arXiv:1910.02054.
+
+The engine's configuration is made here of the run's own values; there is no file of it. Optimiser, autocast and loss
+scale are ours and weights are fp32, so that a run means the same as by ddp. A state has the form that optimisers of
+torch give theirs, whatever the stage: a checkpoint knows no strategy.
 """
 
 from __future__ import annotations
@@ -122,8 +124,8 @@ class ZeRO(Single):
             return self.model
         whole = self._copy.to(self.device)
         with torch.no_grad(), self._deepspeed.zero.GatheredParameters(list(self.model.parameters())):
-            for ours, theirs in zip(whole.parameters(), self.model.parameters(), strict=True):
-                ours.copy_(theirs)
+            for one, other in zip(whole.parameters(), self.model.parameters(), strict=True):
+                one.copy_(other)
         with torch.no_grad():
             for ours, theirs in zip(whole.buffers(), self.model.buffers(), strict=True):
                 ours.copy_(theirs)
