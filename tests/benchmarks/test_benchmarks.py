@@ -21,6 +21,7 @@ KEYS = {
     "quickstart": {"wall_s", "trials", "test_mean_iou", "search_over_stock"},
     "kills": {"kills", "lost", "finished_twice", "repeated"},
     "big_study": {"trials", "driver_peak_gib", "start_s"},
+    "strategies": {"ddp_vs_single_loss", "deepspeed_vs_ddp_loss", "reload_logits", "counts_difference"},
 }
 NAMES = benchmarks.names()
 
