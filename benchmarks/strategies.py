@@ -32,7 +32,7 @@ ONE = TrainingConfig(batch_size=4, lr=1e-2, device="cpu", precision="fp32", thre
 def measure(steps: int = 5, size: int = 64) -> dict[str, Any]:
     """Return the largest differences of losses, logits and counts."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (folder, steps, size), nprocs=2)  # type: ignore[no-untyped-call]
+        torch.multiprocessing.spawn(_rank, (folder, steps, size), nprocs=2)  # type: ignore[no-untyped-call, attr-defined]
         found = json.loads((Path(folder) / "0.json").read_text(encoding="utf-8"))
         alone, _, counts = _trained(ONE, steps, size)
         reload = max(_reloaded(Path(folder) / str(stage), found["logits"][str(stage)], size) for stage in STAGES)
