@@ -12,6 +12,20 @@ class NonFiniteError(ArithmeticError):
     """A loss became NaN or infinite: the trial ends as failed, never as a score."""
 
 
+class OutOfMemoryError(MemoryError):
+    """The device's memory does not hold a micro batch; the run can go on from a checkpoint with a smaller one."""
+
+    def __init__(self, message: str, micro_batch: int) -> None:
+        super().__init__(message, micro_batch)
+        self.message = message
+        self.micro_batch = micro_batch
+        """What to try next, at least 1: half of what did not fit."""
+
+    def __str__(self) -> str:
+        """Return the message alone."""
+        return self.message
+
+
 class DataError(ValueError):
     """Data on disk that cannot be used; the message names the file and the remedy."""
 

@@ -34,6 +34,15 @@ def total(values: Tensor) -> Tensor:
     return summed
 
 
+def largest(value: float, device: torch.device) -> float:
+    """Return the largest of the numbers that the processes give, the same on each."""
+    if place()[1] == 1:
+        return value
+    found = torch.tensor(float(value), device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return float(found)
+
+
 def gather(part: T) -> list[T]:
     """Return the part of every process, in order of rank, on each of them."""
     world = place()[1]

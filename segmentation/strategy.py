@@ -1,13 +1,14 @@
 """How the steps of a training are carried out: by one process, or by several that keep the same weights.
 
-The loop in `training` is written once, against these few verbs: forward, backward, step, agree, state, load. Each rank
-works on its share of a batch; a share is weighed by its images, so that uneven ones change nothing.
+The loop in `training` is written once, against these few verbs: forward, backward, step, network, agree, state, load.
+Each rank works on its share of a batch; a share is weighed by its images, so that uneven ones change nothing. A state
+has one form for all strategies and numbers of processes; whichever comes next can go on from it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -16,11 +17,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segmentation import ranks
 
-Name = Literal["auto", "single", "ddp"]
+Name = Literal["auto", "single", "ddp", "deepspeed"]
+
+
+class StrategyError(ValueError):
+    """A strategy that the number of processes, this machine or the rest of the config does not allow."""
 
 
 class Single:
     """One process on one device."""
+
+    local: bool = True
+    """Whether ranks wait for each other in `step` alone, so that one may try a batch again."""
+    lockstep: bool = False
+    """Whether all ranks have to work on a batch in equally many parts."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_norm: float
@@ -28,8 +38,8 @@ class Single:
         self.model, self.optimizer, self.scaler, self.clip_norm = model, optimizer, scaler, clip_norm
         self.rank, self.world = ranks.place()
 
-    def forward(self, image: Tensor) -> Any:
-        """Return what the network says of images (B, C, H, W)."""
+    def forward(self, image: Tensor, *, last: bool = True) -> Any:
+        """Return what the network says of images (B, C, H, W); `last` as in `backward`."""
         return self.model(image)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -43,7 +53,18 @@ class Single:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the gradients that were added so far."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def network(self) -> nn.Module:
+        """Return the network with all of its weights; every rank has to ask."""
+        return self.model
+
+    def free_network(self) -> None:
+        """Free what `network` returned, where that was a copy."""
 
     def agree(self, model: nn.Module) -> None:
         """Give all ranks the same buffers, such as running statistics, before they score parts of one set."""
@@ -64,6 +85,11 @@ class Single:
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
         self.optimizer.load_state_dict(state["optimizer"])
+        # Fused optimisers walk through memory and expect a weight's state laid out as the weight is.
+        for parameter, known in self.optimizer.state.items():
+            for name, value in known.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    known[name] = torch.empty_like(parameter).copy_(value)
         self.scaler.load_state_dict(state["scaler"])
 
     def release(self) -> None:
@@ -75,20 +101,19 @@ class Single:
 class DDP(Single):
     """Several processes of the group that is up: gradients are averaged over them. Source: torch's DDP."""
 
+    local = False
+    lockstep = True
+
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_norm: float
     ) -> None:
         super().__init__(model, optimizer, scaler, clip_norm)
         self.parallel = DistributedDataParallel(model)
 
-    def forward(self, image: Tensor) -> Any:
-        """Return what the network says of this rank's images."""
-        return self.parallel(image)
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the loss's gradients; only the last part of a batch makes the ranks wait for each other."""
+    def forward(self, image: Tensor, *, last: bool = True) -> Any:
+        """Return what the network says of this rank's images; only the last part of a batch is waited for."""
         with contextlib.nullcontext() if last else self.parallel.no_sync():
-            super().backward(loss, last=last)
+            return self.parallel(image)
 
     def relearn(self) -> None:
         """Wait for the gradients of those that learn now; DDP looks which these are only once."""
@@ -101,21 +126,65 @@ class DDP(Single):
         del self.parallel
 
 
+class Apart(Single):
+    """Several processes that work on a batch without each other, then average their gradients.
+
+    Slower than DDP, which averages while the backward pass goes on, but a rank that runs out of memory leaves no other
+    waiting.
+    """
+
+    lockstep = True
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_norm: float
+    ) -> None:
+        super().__init__(model, optimizer, scaler, clip_norm)
+        ranks.broadcast(tensor.detach() for tensor in (*model.parameters(), *model.buffers()))
+
+    def step(self) -> None:
+        """Average the gradients, move the weights and forget the gradients."""
+        _average(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)
+        super().step()
+
+
+@torch.no_grad()
+def _average(gradients: Iterable[Tensor]) -> None:
+    """Overwrite gradients by their mean over all ranks, in one exchange."""
+    parts = list(gradients)
+    mean = ranks.total(torch.cat([part.flatten() for part in parts])) / ranks.place()[1]
+    for part, values in zip(parts, torch.split(mean, [part.numel() for part in parts]), strict=True):
+        part.copy_(values.view_as(part))
+
+
 def build(
     name: Name,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     clip_norm: float,
+    *,
+    zero_stage: int = 1,
+    batch_size: int = 1,
+    retry: bool = False,
 ) -> Single:
-    """Return the strategy: `auto` is ddp where several processes are up.
+    """Return the strategy: `auto` is ddp where several processes are up; one process is single by every name.
+
+    retry: the ranks shall be able to try a batch again, one for all (not by deepspeed).
 
     Raises:
-        ValueError: if the strategy does not fit the number of processes.
+        StrategyError: if the strategy does not fit the number of processes, or needs what is not installed.
     """
     world = ranks.place()[1]
     chosen = ("ddp" if world > 1 else "single") if name == "auto" else name
     if chosen == "single" and world > 1:
-        raise ValueError(f"strategy: got single, but {world} processes train together; write ddp or auto")
-    kind = DDP if chosen == "ddp" and world > 1 else Single
-    return kind(model, optimizer, scaler, clip_norm)
+        raise StrategyError(f"strategy: got single, but {world} processes train together; write ddp or auto")
+    if chosen == "deepspeed":
+        # Late, because it is an optional part, and takes seconds.
+        from segmentation import zero
+
+        zero.check_installed()
+        if world > 1:
+            return zero.ZeRO(model, optimizer, scaler, clip_norm, stage=zero_stage, batch_size=batch_size)
+    if world == 1:
+        return Single(model, optimizer, scaler, clip_norm)
+    return (Apart if retry else DDP)(model, optimizer, scaler, clip_norm)

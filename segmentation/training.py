@@ -1,4 +1,4 @@
-"""The epoch loop: one process, plain PyTorch, a generator that whoever pulls it may leave at any epoch.
+"""The epoch loop: plain PyTorch, a generator that whoever pulls it may leave at any epoch.
 
 Each epoch draws from its own seed, made of the config's seed and the epoch's number. Whatever the puller does between
 epochs (evaluate, train another network) changes nothing, and a resumed run needs no state of random numbers.
@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segmentation import checkpoints, ranks, strategy
-from segmentation.epoch import Epoch, NonFiniteError
+from segmentation import checkpoints, economy, ranks, strategy
+from segmentation.epoch import Epoch, NonFiniteError, OutOfMemoryError
 from segmentation.networks.parts import EncoderNetwork
-from segmentation.strategy import Single
+from segmentation.strategy import Single, StrategyError
+from segmentation.timing import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,16 @@ class TrainingConfig:
     batch_size: int = 8
     """Images in a step, of each process."""
     micro_batch: int = 0
-    """Images in one pass of a process; gradients add up to those of batch_size. 0: all of them."""
+    """Images in one pass of a process; gradients add up to those of batch_size. 0: all of them.
+    Batch norm takes its statistics over a pass, so that a network with it learns a little differently."""
+    on_oom: Literal["fail", "accumulate"] = "fail"
+    """Where the device's memory does not hold a batch. fail: the run ends. accumulate: halve micro_batch and try again;
+    what is said there of batch norm holds. One process and ddp (then slower by the exchange of gradients, which no
+    longer goes on beside the backward pass) try the step again; deepspeed and sync_batchnorm end, to be resumed."""
     strategy: strategy.Name = "auto"
     """How several processes train together. auto: ddp where there are several, else single."""
+    zero_stage: int = 1
+    """What deepspeed spreads over processes. 0: nothing. 1: the optimiser's state. 2: gradients too. 3: weights too."""
     sync_batchnorm: bool = False
     """Several processes: take batch statistics over all of them; on GPUs only."""
     lr: float = 1e-3
@@ -81,6 +89,15 @@ class TrainingConfig:
     """Decay of a running average of the weights, which then is what is validated and saved; 0: off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that can, else fp32."""
+    channels_last: bool = True
+    """Keep the channels of a pixel side by side in memory: convolutions are two to three times faster, on CPUs too."""
+    compile: bool = False
+    """Compile the network by torch.compile; where that fails it runs as it is, with a notice."""
+    checkpointing: bool = False
+    """Compute the inside of encoder and decoder stages again in the backward pass: less memory, a third slower."""
+    profile: bool = False
+    """Report time_data, time_forward, time_backward, time_step and time_sync, percentages of an epoch's steps.
+    A GPU then waits after each part, which makes it slower."""
     device: str = "auto"
     """auto: a GPU if there is one, else the CPU; or cpu, cuda, cuda:1, mps."""
     deterministic: bool = False
@@ -108,6 +125,8 @@ class TrainingConfig:
         _check_least(self, 0, "weight_decay", "lr_min", "plateau_patience", "warmup_epochs", "clip_norm", "ema_decay")
         _check_least(self, 0, "patience", "min_delta", "threads", "momentum", "seed", "micro_batch")
         _check_least(self, 0, "warmup_steps", "freeze_epochs")
+        if not 0 <= self.zero_stage <= 3:
+            raise ValueError(f"zero_stage: got {self.zero_stage}; expected 0, 1, 2 or 3")
         if self.lr <= 0:
             raise ValueError(f"lr: got {self.lr}; expected more than 0")
         for name in ("ema_decay", "momentum", "plateau_factor"):
@@ -140,6 +159,8 @@ class Progress:
     """What plateau has multiplied the learning rate with so far."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Metrics of each epoch, so that a checkpoint alone can show its curves."""
+    micro_batch: int = 0
+    """What the memory was found to hold, where that is less than the configured one; 0: not looked for."""
 
 
 @dataclass
@@ -158,11 +179,15 @@ class Loop:
     frozen: bool = False
     """Whether the encoder rests until freeze_epochs are over."""
     closed: bool = False
+    best_model: nn.Module = field(init=False)
+    """The network to validate and to save, of the epoch that has just ended."""
 
     @property
-    def best_model(self) -> nn.Module:
-        """The network to validate and to save: the running average, where there is one."""
-        return self.model if self.average is None else self.average
+    def micro_batch(self) -> int:
+        """Images in one pass."""
+        return min(
+            size for size in (self.config.batch_size, self.config.micro_batch, self.progress.micro_batch) if size
+        )
 
 
 def fit(
@@ -193,12 +218,13 @@ def fit(
         ValueError: if freeze_epochs or warmup_steps are asked for and cannot be had.
         NonFiniteError: if the loss of a step, or val_loss, is nan or infinite.
         CheckpointError: if `resume` is no checkpoint of this network.
+        StrategyError: if the strategy does not fit the processes, the machine or the rest of the config.
+        OutOfMemoryError: with on_oom accumulate, where the step cannot be tried again in this process; it says which
+            micro_batch to go on with.
     """
     with _settings(config):
-        loop = _start(config, model, loss, steps_per_epoch)
+        loop = _start(config, model, loss, steps_per_epoch, resume)
         try:
-            if resume is not None:
-                _restore(loop, resume)
             yield from _epochs(loop, train_batches, validate, meta, draw, watch)
         finally:
             _release(loop)
@@ -216,11 +242,16 @@ def _epochs(
     while not stop_reason(loop.config, progress):
         progress.epoch += 1
         seed_everything(loop.config.seed, progress.epoch, loop.strategy.rank)
+        loop.strategy.free_network()
         _freeze(loop)
-        train_loss = _train_pass(loop, train_batches(progress.epoch))
+        clock = Clock(loop.device, on=loop.config.profile)
+        train_loss = _train_pass(loop, train_batches(progress.epoch), clock)
         lr = float(loop.strategy.optimizer.param_groups[0]["lr"])
         validated = is_validated(loop.config, progress.epoch)
-        metrics = {"train_loss": train_loss, **(_validate(loop, validate) if validated else {}), "lr": lr}
+        if validated or watch is not None:
+            loop.best_model = loop.strategy.network() if loop.average is None else loop.average
+        scores = _validate(loop, validate) if validated else {}
+        metrics = {"train_loss": train_loss, **scores, "lr": lr, **clock.percentages()}
         if validated:
             note(loop.config, progress, metrics)
         progress.history.append(metrics)
@@ -241,13 +272,15 @@ def is_validated(config: TrainingConfig, epoch: int) -> bool:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of a config: `auto` is a GPU if there is one.
+    """Return the device of a config: `auto` is a GPU if there is one; among several processes, the one of this rank.
 
     Raises:
         ValueError: if the device named is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.place()[1] > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -392,19 +425,61 @@ def stop_reason(config: TrainingConfig, progress: Progress) -> str:
 
 
 def _start(
-    config: TrainingConfig, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], steps_per_epoch: int
+    config: TrainingConfig,
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    steps_per_epoch: int,
+    resume: Path | None = None,
 ) -> Loop:
     _check_start(config, model, steps_per_epoch)
     device = resolve_device(config.device)
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     dtype = resolve_precision(config.precision, device)
-    # Convolutions are two to three times faster in this layout, on CPUs too.
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _check_strategy(config)
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
+    # Before the strategy is made, which may cut the weights into parts.
+    state = None if resume is None else _weights_and_state(resume, model, average)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     if config.sync_batchnorm and ranks.place()[1] > 1:
         model = _with_sync_batchnorm(model, device)
-    made = strategy.build(config.strategy, model, build_optimizer(config, model), scaler, config.clip_norm)
-    return Loop(config, model, loss, device, dtype, made, average, steps_per_epoch)
+    if config.checkpointing:
+        economy.recompute_stages(model)
+    made = strategy.build(
+        config.strategy,
+        model,
+        build_optimizer(config, model),
+        scaler,
+        config.clip_norm,
+        zero_stage=config.zero_stage,
+        batch_size=config.batch_size,
+        retry=config.on_oom == "accumulate" and not config.sync_batchnorm,
+    )
+    if config.compile:
+        _compile(config, model)
+    loop = Loop(config, model, loss, device, dtype, made, average, steps_per_epoch)
+    if state is not None:
+        made.load(state)
+        loop.progress = Progress(**state["progress"])
+    return loop
+
+
+def _check_strategy(config: TrainingConfig) -> None:
+    """Refuse what the weights of ZeRO's last stage, which no rank has all of, do not allow."""
+    if ranks.place()[1] > 1 and config.strategy == "deepspeed" and config.zero_stage == 3 and config.ema_decay:
+        raise StrategyError(
+            f"ema_decay: got {config.ema_decay} with zero_stage 3, where no process has all the weights to average; "
+            "write zero_stage: 2, or ema_decay: 0"
+        )
+
+
+def _compile(config: TrainingConfig, model: nn.Module) -> None:
+    if ranks.place()[1] > 1 and config.strategy == "deepspeed" and config.zero_stage == 3:
+        logger.warning("compile: not with zero_stage 3, whose weights come and go; the network runs as it is")
+        return
+    economy.compile_network(model)
 
 
 def _check_start(config: TrainingConfig, model: nn.Module, steps_per_epoch: int) -> None:
@@ -437,49 +512,110 @@ def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     return converted
 
 
-def _train_pass(loop: Loop, batches: Iterable[Batch]) -> float:
+def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> float:
     """Run one epoch of steps; return the mean loss over images."""
     loop.model.train()
     every = 1 if loop.device.type == "cpu" else STEPS_BETWEEN_CHECKS_ON_GPU
     losses: list[Tensor] = []
     sizes: list[int] = []
-    for image, mask, index in batches:
+    for image, mask, index in clock.waiting(batches, "data"):
         _set_lr(loop, len(sizes))
-        losses.append(_step(loop, _on(loop.device, image), _on(loop.device, mask), len(index)))
+        with clock("data"):
+            image, mask = _on(loop.device, image), _on(loop.device, mask)
+        losses.append(_step(loop, image, mask, len(index), clock))
         sizes.append(len(index))
         if len(sizes) % every == 0:
-            _check_finite(loop, losses[-every:], len(sizes))
+            with clock("sync"):
+                _check_finite(loop, losses[-every:], len(sizes))
     if not sizes:
         raise ValueError(f"epoch {loop.progress.epoch} has no training batch; lower batch_size or give more images")
-    _check_finite(loop, losses[-(len(sizes) % every or every) :], len(sizes))
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    both = torch.stack([(torch.stack(losses).double().cpu() * weights).sum(), weights.sum()])
-    added, count = ranks.total(both.to(loop.device)).tolist()
+    with clock("sync"):
+        _check_finite(loop, losses[-(len(sizes) % every or every) :], len(sizes))
+        weights = torch.tensor(sizes, dtype=torch.float64)
+        both = torch.stack([(torch.stack(losses).double().cpu() * weights).sum(), weights.sum()])
+        added, count = ranks.total(both.to(loop.device)).tolist()
     return float(added / count)
 
 
-def _step(loop: Loop, image: Tensor, mask: Tensor, count: int) -> Tensor:
+def _step(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: Clock) -> Tensor:
     """Make the loss of one batch smaller; return it, the mean over this rank's images, still on the device.
 
     count: images that count; 0 where a rank has none left and only keeps the others company.
     """
-    made = loop.strategy
-    everywhere = ranks.total(torch.tensor(float(count), device=loop.device)) if made.world > 1 else float(count)
-    size = loop.config.micro_batch or len(image)
-    parts = list(zip(torch.split(image, size), torch.split(mask, size), strict=True))
-    value = torch.zeros((), device=loop.device)
-    for number, (part, truth) in enumerate(parts, start=1):
-        images = len(part) if count else 0
-        with autocast(loop.device, loop.dtype):
-            output = made.forward(part)  # logits (B, K, H, W), or Outputs
-        loss = loop.loss(output.float(), truth)
-        # Gradients are averaged over ranks, so that the weights of all parts of all ranks sum to their number.
-        made.backward(loss * (images * made.world / everywhere), last=number == len(parts))
-        value = value + loss.detach() * (images / max(count, 1))
-    made.step()
-    loop.progress.step += 1
-    _average(loop)
+    value = (_add_gradients if loop.config.on_oom == "fail" else _fit_gradients)(loop, image, mask, count, clock)
+    with clock("step"):
+        loop.strategy.step()
+        loop.progress.step += 1
+        _average(loop)
     return value
+
+
+def _add_gradients(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: Clock) -> Tensor:
+    """Add up the gradients of a batch's parts; return its loss."""
+    made, size = loop.strategy, loop.micro_batch
+    parts = list(zip(torch.split(image, size), torch.split(mask, size), strict=True))
+    with clock("sync"):
+        everywhere = ranks.total(torch.tensor(float(count), device=loop.device)) if made.world > 1 else float(count)
+        missing = int(ranks.largest(len(parts), loop.device)) - len(parts) if _uneven(loop) else 0
+    value = torch.zeros((), device=loop.device)
+    # A part more than there is counts for nothing: it keeps the others company.
+    weights = [len(part) if count else 0 for part, _ in parts] + [0] * missing
+    parts += parts[:1] * missing
+    for number, ((part, truth), images) in enumerate(zip(parts, weights, strict=True), start=1):
+        last = number == len(parts)
+        with clock("forward"):
+            with autocast(loop.device, loop.dtype):
+                output = made.forward(part, last=last)  # logits (B, K, H, W), or Outputs
+            loss = loop.loss(output.float(), truth)
+        with clock("backward"):
+            # Gradients are averaged over ranks, so that the weights of all parts of all ranks sum to their number.
+            made.backward(loss * (images * made.world / everywhere), last=last)
+        value = value + loss.detach() * (images / max(count, 1))
+    return value
+
+
+def _uneven(loop: Loop) -> bool:
+    """Return whether ranks may cut their shares of a batch into different numbers of parts, and must not."""
+    return loop.strategy.world > 1 and loop.strategy.lockstep and loop.micro_batch < loop.config.batch_size
+
+
+def _fit_gradients(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: Clock) -> Tensor:
+    """Do as `_add_gradients`, in passes of half as many images each time that memory is short on any rank.
+
+    Raises:
+        OutOfMemoryError: if the ranks may be waiting for each other within a pass, so that it cannot be tried again.
+        torch.OutOfMemoryError: if a pass of one image does not fit.
+    """
+    counted = [buffer.clone() for buffer in loop.model.buffers()]
+    while True:
+        value, short = None, None
+        try:
+            value = _add_gradients(loop, image, mask, count, clock)
+        except torch.OutOfMemoryError as error:
+            short = error.with_traceback(None)  # whose frames hold what has to be freed
+        if short is not None and not (loop.strategy.local or loop.strategy.world == 1):
+            raise OutOfMemoryError(_halved(loop, short), max(1, loop.micro_batch // 2)) from short
+        if not ranks.largest(short is not None, loop.device):
+            assert value is not None
+            return value
+        if loop.micro_batch == 1:
+            raise torch.OutOfMemoryError(_halved(loop, short))
+        logger.warning("%s", _halved(loop, short))
+        loop.progress.micro_batch = loop.micro_batch // 2
+        loop.strategy.forget()
+        for buffer, before in zip(loop.model.buffers(), counted, strict=True):
+            buffer.copy_(before)
+        if loop.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _halved(loop: Loop, short: BaseException | None) -> str:
+    """Return in words what a lack of memory leads to."""
+    where = f"epoch {loop.progress.epoch} step {loop.progress.step + 1}"
+    told = str(short).partition(". ")[0] if short is not None else "another rank ran out of memory"
+    if loop.micro_batch == 1:
+        return f"{where}: micro_batch 1 does not fit, lower the size of images or of the network ({told})"
+    return f"{where}: micro_batch {loop.micro_batch} does not fit, going on with {loop.micro_batch // 2} ({told})"
 
 
 def _on(device: torch.device, tensor: Tensor) -> Tensor:
@@ -546,9 +682,14 @@ def _saver(loop: Loop, meta: Mapping[str, Any]) -> Callable[[Path], None]:
 
 
 def _batch_record(loop: Loop) -> dict[str, int]:
-    """Return how many images made a step: of each process, and of all of them together."""
+    """Return how many images made a step: of each process, of all of them together, and of one pass."""
     size, world = loop.config.batch_size, loop.strategy.world
-    return {"world_size": world, "batch_per_worker": size, "effective_batch": size * world}
+    return {
+        "world_size": world,
+        "batch_per_worker": size,
+        "effective_batch": size * world,
+        "micro_batch": loop.micro_batch,
+    }
 
 
 def _drawer(loop: Loop, draw: Callable[[nn.Module, Path], None] | None) -> Callable[[Path], None] | None:
@@ -570,15 +711,15 @@ def _state(loop: Loop) -> dict[str, Any]:
     return state
 
 
-def _restore(loop: Loop, folder: Path) -> None:
+def _weights_and_state(folder: Path, model: nn.Module, average: nn.Module | None) -> dict[str, Any]:
+    """Fill the network, and its running average, with a checkpoint's weights; return what else it holds."""
     state = checkpoints.load_state(folder)
-    checkpoints.load_weights(folder, loop.best_model)
-    if loop.average is not None:
+    checkpoints.load_weights(folder, model if average is None else average)
+    if average is not None:
         # A run that averages from here on begins with the weights it was given.
-        raw = state.get("raw_weights") or loop.average.state_dict()
-        checkpoints.fill(loop.model, raw, source=str(folder))
-    loop.strategy.load(state)
-    loop.progress = Progress(**state["progress"])
+        raw = state.get("raw_weights") or average.state_dict()
+        checkpoints.fill(model, raw, source=str(folder))
+    return state
 
 
 @contextlib.contextmanager
@@ -608,6 +749,8 @@ def _release(loop: Loop) -> None:
     loop.closed = True
     loop.strategy.release()
     loop.average = None
+    economy.drop_compiled(loop.model)
+    economy.keep_stages(loop.model)
     if loop.device.type == "cuda":
         loop.model.cpu()
         torch.cuda.empty_cache()

@@ -8,15 +8,15 @@ unet3plus_simplified is a plain UNet decoder whose levels are brought to the fin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from segmentation.economy import untracked
 from segmentation.networks.parts import EncoderNetwork, conv, fitted
 from segmentation.networks.timm_unet import build_encoder
 from segmentation.networks.unet import DoubleConv, level_widths
@@ -241,23 +241,9 @@ def gated(logits: Tensor, presence: Tensor) -> Tensor:
 def _run(level: nn.Module, maps: list[Tensor], recompute: bool) -> Tensor:
     if not recompute:
         return level(*maps)  # type: ignore[no-any-return]
-    contexts = lambda: (contextlib.nullcontext(), _untracked(level))  # noqa: E731
+    contexts = lambda: (contextlib.nullcontext(), untracked(level))  # noqa: E731
     found: Tensor = checkpoint(level, *maps, use_reentrant=False, context_fn=contexts)
     return found
-
-
-@contextlib.contextmanager
-def _untracked(module: nn.Module) -> Iterator[None]:
-    """Keep batch norm from counting a batch a second time when it is computed again."""
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
-    kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
-    for layer in layers:
-        layer.momentum, layer.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for layer, (momentum, batches) in zip(layers, kept, strict=True):
-            layer.momentum, layer.num_batches_tracked = momentum, batches
 
 
 def _enlarged(maps: Tensor, like: Tensor) -> Tensor:

@@ -22,6 +22,11 @@ KEYS = {
     "kills": {"kills", "lost", "finished_twice", "repeated"},
     "big_study": {"trials", "driver_peak_gib", "start_s"},
     "scaling": {f"{kind}_{n}_{what}" for kind in ("strong", "weak") for n in (1, 2) for what in ("s", "efficiency")},
+    "strategies": {"ddp_vs_single_loss", "deepspeed_vs_ddp_loss", "reload_logits", "counts_difference"},
+    "gang_start": {"ddp_first_step_s", "deepspeed_first_step_s", "stock_first_step_s", "stock_over_ours"},
+    "gang_stop": {"reusable_p95_s", "left_over"},
+    "gang_wall": {"ours_over_stock"},
+    "gang_memory": {"control_mib_per_trial", "growth_after_50"},
 }
 NAMES = benchmarks.names()
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from segmentation import evaluation, loading, losses, ranks, strategy, training
 from segmentation.cache import cached
-from segmentation.epoch import NonFiniteError
+from segmentation.epoch import NonFiniteError, OutOfMemoryError
 from segmentation.losses import Loss
 from segmentation.networks.unet import UNet
 from segmentation.normalisation import Normaliser
@@ -37,7 +37,14 @@ def samples(folder: Path, count: int):
     return cached(f"strategy-{count}", make, folder=folder)
 
 
-def epochs(folder: Path, count: int, config: TrainingConfig, resume: Path | None = None, poison: int = -1):
+def epochs(
+    folder: Path,
+    count: int,
+    config: TrainingConfig,
+    resume: Path | None = None,
+    poison: int = -1,
+    model: nn.Module | None = None,
+):
     """Train as a workload does; `poison` is the rank whose loss becomes nan in the second epoch."""
     data, rank = samples(folder, count), ranks.place()[0]
     loss = losses.build(Loss(), multilabel=False)
@@ -66,9 +73,9 @@ def epochs(folder: Path, count: int, config: TrainingConfig, resume: Path | None
 
     loop_epoch = {"now": 0}
     training.seed_everything(config.seed)
-    model = UNet(1, CLASSES, widths=(4,), bottleneck=8, norm="group")
+    network = model or UNet(1, CLASSES, widths=(4,), bottleneck=8, norm="group")
     yield from training.fit(
-        config, model=model, loss=spoiled, train_batches=staged, validate=validate, meta={}, resume=resume
+        config, model=network, loss=spoiled, train_batches=staged, validate=validate, meta={}, resume=resume
     )
 
 
@@ -152,3 +159,115 @@ def test_a_strategy_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(ranks, "place", lambda: (0, 2))
     with pytest.raises(ValueError, match="strategy: got single, but 2 processes train together"):
         strategy.build("single", nn.Linear(1, 1), None, None, 0.0)
+
+
+class Small(UNet):
+    """A network that the device's memory holds for so many images only, on one rank or on all."""
+
+    def __init__(self, most: int, rank: int | None = None) -> None:
+        training.seed_everything(0)
+        super().__init__(1, CLASSES, widths=(4,), bottleneck=8, norm="group")
+        self.most, self.rank = most, rank
+
+    def forward(self, image):
+        if self.training and len(image) > self.most and self.rank in (None, ranks.place()[0]):
+            raise torch.OutOfMemoryError("Tried to allocate 2 GiB. It did not fit")
+        return super().forward(image)
+
+
+def test_where_memory_is_short_the_micro_batch_is_halved_until_it_fits(tmp_path, caplog):
+    config = replace(ONE, on_oom="accumulate", batch_size=7)
+    found, metas = [], []
+    for epoch in epochs(tmp_path, 7, config, model=Small(2)):
+        found.append(dict(epoch.metrics))
+        epoch.save(tmp_path / "checkpoint")
+        metas.append(json.loads((tmp_path / "checkpoint" / "checkpoint.json").read_text()))
+    whole = told(epochs(tmp_path, 7, replace(config, on_oom="fail")))
+    for ours, other in zip(found, whole, strict=True):
+        assert ours["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+        assert ours["val_loss"] == pytest.approx(other["val_loss"], abs=1e-5)
+    assert [(meta["micro_batch"], meta["effective_batch"]) for meta in metas] == [(1, 7), (1, 7)]
+    halved = [record.message for record in caplog.records if "does not fit" in record.message]
+    assert [message.partition(" (")[0] for message in halved] == [
+        "epoch 1 step 1: micro_batch 7 does not fit, going on with 3",
+        "epoch 1 step 1: micro_batch 3 does not fit, going on with 1",
+    ]
+    # The run that goes on does not look for it again.
+    caplog.clear()
+    told(epochs(tmp_path, 7, replace(config, epochs=3), model=Small(2), resume=tmp_path / "checkpoint"))
+    assert not caplog.records
+
+
+def test_memory_that_does_not_hold_one_image_ends_with_that_reason(tmp_path):
+    with pytest.raises(torch.OutOfMemoryError, match="micro_batch 1 does not fit, lower the size of images"):
+        told(epochs(tmp_path, 7, replace(ONE, on_oom="accumulate"), model=Small(0)))
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        told(epochs(tmp_path, 7, ONE, model=Small(2)))
+
+
+def _short(number: int, store: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
+    config = replace(TWO, batch_size=3, on_oom="accumulate")
+    cache = Path(folder) / f"cache{number}"
+    whole = told(epochs(cache, 7, replace(config, on_oom="fail")))
+    found = {"whole": whole, "parted": told(epochs(cache, 7, replace(config, on_oom="fail", micro_batch=1)))}
+    found["halved"] = told(epochs(cache, 7, config, model=Small(1, rank=1)))
+    synced = strategy.DDP.local
+    try:
+        # As with sync_batchnorm or deepspeed, where ranks wait for each other within a pass.
+        strategy.Apart.local = False
+        told(epochs(cache, 7, config, model=Small(1)))
+    except OutOfMemoryError as error:
+        found["ended"] = [str(error), error.micro_batch, synced]
+    (Path(folder) / f"{number}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_where_one_rank_runs_out_of_memory_all_halve(tmp_path):
+    torch.multiprocessing.spawn(_short, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    for number in (0, 1):
+        found = json.loads((tmp_path / f"{number}.json").read_text())
+        for way in ("parted", "halved"):
+            for ours, other in zip(found[way], found["whole"], strict=True):
+                assert ours == {name: pytest.approx(value, abs=1e-5) for name, value in other.items()}, way
+        assert found["ended"] == [
+            "epoch 1 step 1: micro_batch 3 does not fit, going on with 1 (Tried to allocate 2 GiB)", 1, False,
+        ]  # fmt: skip
+
+
+@pytest.mark.row("K38")
+def test_the_profile_of_an_epoch_adds_up_to_all_of_it(tmp_path):
+    parts = {f"time_{part}" for part in ("data", "forward", "backward", "step", "sync")}
+    for metrics in told(epochs(tmp_path, 7, replace(ONE, profile=True, micro_batch=2))):
+        shares = {name: value for name, value in metrics.items() if name in parts}
+        assert shares.keys() == parts
+        assert sum(shares.values()) == pytest.approx(100)
+        assert min(shares.values()) > 0
+        assert shares["time_forward"] + shares["time_backward"] > shares["time_sync"]
+    assert not parts & told(epochs(tmp_path, 7, ONE))[0].keys()
+
+
+def test_the_layout_of_images_is_a_value_that_changes_no_number(tmp_path):
+    seen = []
+
+    class Seen(Small):
+        def forward(self, image):
+            seen.append(self.encoders[0].net[3].weight.is_contiguous(memory_format=torch.channels_last))
+            return super().forward(image)
+
+    found = [told(epochs(tmp_path, 7, replace(ONE, channels_last=on), model=Seen(9))) for on in (True, False)]
+    assert set(seen[: len(seen) // 2]) == {True} and set(seen[len(seen) // 2 :]) == {False}
+    for one, other in zip(*found, strict=True):
+        assert one == {name: pytest.approx(value, abs=1e-5) for name, value in other.items()}
+
+
+def test_a_state_goes_on_alike_in_another_layout(tmp_path):
+    config = replace(ONE, optimizer="adam", epochs=3)
+    run = epochs(tmp_path, 7, config)
+    next(run).save(tmp_path / "first")
+    run.close()
+    whole = told(epochs(tmp_path, 7, config))[1:]
+    gone_on = told(epochs(tmp_path, 7, replace(config, channels_last=False), resume=tmp_path / "first"))
+    for one, other in zip(gone_on, whole, strict=True):
+        assert one == {name: pytest.approx(value, abs=1e-5) for name, value in other.items()}
