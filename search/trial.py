@@ -1,6 +1,7 @@
 """One trial in its folder: what a process that trains it reads and writes, and the outcome it commits.
 
 trials/<number>/config.json        every value of the workload's Config
+                changes.json       values that had to give way since, such as micro_batch
                 attempt-1, -2      one for each process that took the trial; a later one supersedes an earlier
                 metrics.jsonl      a line for each epoch
                 checkpoints/       the newest two and the best, each sealed with a manifest
@@ -31,6 +32,7 @@ from search.record import State
 from search.spec import Objective
 from search.study import RESULT, Outcome, read_outcome
 
+CHANGES = "changes.json"
 POLL_S = 0.02
 """Pause of a finished trial that is pulled again because it may not leave its slot yet."""
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class TrialRun:
         self.attempt = _claim(self.folder)
         if self.attempt == 1:
             durable.write_json(self.folder / "config.json", self.config)
+        self.config |= durable.read_json(changes) if (changes := self.folder / CHANGES).is_file() else {}
         told = epochs.read(self.folder)
         self.resume = _newest(self.checkpoints, _last_row(told))
         self.rows = self._rows_until(_epoch_of(self.resume) if self.resume else 0, told)
@@ -252,6 +255,11 @@ def failure(error: BaseException) -> str:
     """Return why an error ends a trial."""
     mistake = isinstance(error, ZeroDivisionError) or not isinstance(error, ArithmeticError)
     return f"{type(error).__name__}: {error}" if mistake else f"non-finite: {error}"
+
+
+def change(folder: Path, values: Mapping[str, Any]) -> None:
+    """Have the next attempt at a trial run with other values."""
+    durable.write_json(folder / CHANGES, values)
 
 
 def fail(folder: Path, objectives: Sequence[Objective], reason: str, trace: str) -> Outcome:

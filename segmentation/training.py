@@ -252,6 +252,8 @@ def _epochs(
             loop.best_model = loop.strategy.network() if loop.average is None else loop.average
         scores = _validate(loop, validate) if validated else {}
         metrics = {"train_loss": train_loss, **scores, "lr": lr, **clock.percentages()}
+        if loop.config.on_oom == "accumulate":
+            metrics["micro_batch"] = float(loop.micro_batch)
         if validated:
             note(loop.config, progress, metrics)
         progress.history.append(metrics)

@@ -25,6 +25,8 @@ START_S = 600.0
 """How long a group may take to come up."""
 GRACE_S = 5.0
 """How long the other ranks may work on once one has failed: they may wait for it for ever."""
+HASTE_S = 1.0
+"""The same where the ranks are replaced anyway. A rank that died, which made others fail, is known sooner."""
 END_S = 15.0
 """How long a group may take to end before it is killed."""
 LOOK_S = 1.0
@@ -156,7 +158,8 @@ class Crew:
                 owed[number] -= 1
                 answers[number] = answer
                 if "error" in answer or "halt" in answer:
-                    until = min(until, time.monotonic() + GRACE_S)
+                    grace = HASTE_S if answer.get("error", {}).get("unhealthy") else GRACE_S
+                    until = min(until, time.monotonic() + grace)
         self._refuse(answers, stuck=owed.total() > 0)
         return answers
 

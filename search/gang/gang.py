@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from search.resources import worker
 from search.slot import result
 from search.spec import Objective, Resources
 from search.study import outcome_from, read_outcome
+
+logger = logging.getLogger(__name__)
 
 
 class Gang(tune.Trainable):
@@ -52,6 +55,11 @@ class Gang(tune.Trainable):
             except TrialError as error:
                 if error.told["superseded"]:
                     raise
+                if error.told["micro_batch"]:
+                    logger.warning("trial %s: %s", self.number, error.told["reason"])
+                    trial.change(self.folder, {"micro_batch": error.told["micro_batch"]})
+                    self.begun = False
+                    continue
                 self.crew.close_trial()
                 return self._failed(error.told["reason"], error.told["trace"])
             except DiskError as error:

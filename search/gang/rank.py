@@ -131,4 +131,5 @@ def _told(error: Exception) -> dict[str, Any]:
         "trace": traceback.format_exc(),
         "unhealthy": trial.is_unhealthy(error),
         "superseded": isinstance(error, trial.Superseded),
+        "micro_batch": getattr(error, "micro_batch", None),
     }
