@@ -245,7 +245,7 @@ class _Casting(nn.Module):
 
 def engine_config(*, stage: int, batch_size: int, clip_norm: float, parameters: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration of a run; `parameters` is how many numbers the network has."""
-    bucket = min(max(parameters, 1), LARGEST_BUCKET)
+    bucket = min(parameters + parameters % 2, LARGEST_BUCKET)  # it has to be even
     return {
         "train_micro_batch_size_per_gpu": batch_size,
         "gradient_accumulation_steps": 1,

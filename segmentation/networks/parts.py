@@ -21,12 +21,16 @@ class EncoderNetwork(nn.Module):
         info: Any = encoder.feature_info
         self.strides: list[int] = info.reduction()
         self.frozen = self.always_frozen = frozen
-        self.encoder = encoder.requires_grad_(not frozen)
+        self.learning = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        """What learns of the encoder whenever it does not rest."""
+        self.encoder = encoder
+        self.rest(frozen)
 
     def rest(self, resting: bool) -> None:
         """Freeze the encoder, or let it learn again; one that was built frozen stays so."""
         self.frozen = resting or self.always_frozen
-        self.encoder.requires_grad_(not self.frozen)
+        for parameter in self.learning:
+            parameter.requires_grad_(not self.frozen)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a frozen encoder stays in evaluation, where batch norm keeps its statistics."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from segmentation.networks import Network
 
 DECODER_WIDTHS = (256, 128, 64, 32, 16)
+PROBE = 64
+"""Side of an image that any encoder takes."""
 
 
 def build(config: Network, in_channels: int, classes: int) -> nn.Module:
@@ -126,6 +128,9 @@ def _create(config: Network, in_channels: int, **weights: Any) -> nn.Module:
         encoder: nn.Module = timm.create_model(
             config.encoder, features_only=True, in_chans=in_channels, **levels, **weights
         )
+        if levels:
+            _cut(encoder)
+            _rest_idle(encoder, in_channels)
         return encoder
     except (AssertionError, IndexError, AttributeError, TypeError) as error:
         if weights:
@@ -135,6 +140,25 @@ def _create(config: Network, in_channels: int, **weights: Any) -> nn.Module:
             f"encoder: {config.encoder!r} gives no feature maps{asked} ({error}); "
             "choose fewer encoder_levels or another encoder, such as resnet18 or convnext_tiny"
         ) from error
+
+
+def _cut(encoder: Any) -> None:
+    """Take off the stages after the last that is asked for, where timm computes them all the same."""
+    from timm.models.efficientnet import EfficientNetFeatures
+    from timm.models.mobilenetv3 import MobileNetV3Features
+
+    if isinstance(encoder, EfficientNetFeatures | MobileNetV3Features) and encoder.feature_hooks is None:
+        encoder.blocks = encoder.blocks[: max(encoder._stage_out_idx)]
+
+
+def _rest_idle(encoder: nn.Module, in_channels: int) -> None:
+    """Let weights rest that no feature map depends on: several processes would wait for their gradients."""
+    parameters = list(encoder.parameters())
+    maps = encoder.eval()(torch.zeros(1, in_channels, PROBE, PROBE))
+    gradients = torch.autograd.grad(sum(found.sum() for found in maps), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    encoder.train()
 
 
 def _create_pretrained(config: Network, in_channels: int) -> nn.Module:

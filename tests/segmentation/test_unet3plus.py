@@ -290,3 +290,28 @@ def test_the_encoder_takes_the_weights_of_a_file(name, tmp_path):
     torch.testing.assert_close(model.encoder.layer1[0].conv1.weight, source.layer1[0].conv1.weight)
     with pytest.raises(DataError, match=r"no file .*nowhere.*pretrained=false"):
         built(plain(name, encoder="resnet10t", weights_path=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "levels"),
+    [("efficientnet_b0", 3), ("mobilenetv3_small_100", 3), ("resnet18", 3), ("hrnet_w18_small", 3)],
+)
+def test_with_fewer_levels_whatever_learns_gets_a_gradient(encoder: str, levels: int) -> None:
+    """Several processes would wait for ever for the gradient of a stage that no level reads."""
+    config = Network(name="unet3plus", encoder=encoder, encoder_levels=levels, cat_channels=4)
+    model = build(config, 3, 2)
+    for resting in (False, True, False):
+        model.rest(resting)
+        model.zero_grad(set_to_none=True)
+        torch.autograd.backward(model(torch.rand(2, 3, 64, 64)).sum())
+        waiting = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
+        assert waiting == []
+    assert any(one.grad is not None for one in model.encoder.parameters())
+
+
+def test_stages_after_the_last_level_are_not_computed() -> None:
+    whole, cut = (
+        build(Network(name="unet3plus", encoder="efficientnet_b0", encoder_levels=levels), 3, 2) for levels in (0, 3)
+    )
+    stages = [len(model.encoder.blocks) for model in (whole, cut)]  # type: ignore[union-attr, arg-type]
+    assert stages == [7, 3]
