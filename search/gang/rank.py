@@ -7,6 +7,7 @@ together meets its counterpart: an epoch, and each rank's part of a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -50,7 +51,7 @@ class Leader:
 
     def __init__(self, order: Mapping[str, Any], saving: Callable[[Path], None]) -> None:
         self.run = TrialRun(order, saving)
-        gc.freeze()
+        _freeze_imports()
 
     def start(self) -> dict[str, Any]:
         """Return what the others need to go on from the same place."""
@@ -122,6 +123,12 @@ def _part(crew: Connection, rank: int, order: Mapping[str, Any]) -> Leader | Fol
     if rank == 0:
         return Leader(order["trial"], lambda folder: send(crew, {"did": "saving", "folder": str(folder)}))
     return Follower(order["trial"], order["resume"], order["config"])
+
+
+@functools.cache
+def _freeze_imports() -> None:
+    """Take what is imported with the first trial out of all later collections: it stays."""
+    gc.freeze()
 
 
 def _told(error: Exception) -> dict[str, Any]:
