@@ -15,6 +15,7 @@ import copy
 import gc
 import importlib
 import importlib.util
+import inspect
 import logging
 import os
 import shutil
@@ -169,6 +170,7 @@ class ZeRO(Single):
             for name in [name for name in vars(parameter) if name not in ("grad", "data")]:
                 delattr(parameter, name)
         vars(engine).clear()
+        _forget_modules(self._inside)
         self.parameters.clear()
         self.optimizer.state.clear()
         self.optimizer.param_groups.clear()
@@ -289,6 +291,25 @@ def _show_ninja() -> None:
         if (folder / "ninja").is_file():
             os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(folder)])
             return
+
+
+def _forget_modules(network: nn.Module) -> None:
+    """Take a network out of what stage 3 keeps for as long as the process lives: a list of engines' modules, a cache.
+
+    What of the cache belongs to other engines is found again.
+    """
+    package = "deepspeed.runtime.zero"
+    modules = {id(module) for module in network.modules()}
+    stack = getattr(sys.modules.get(f"{package}.parameter_offload"), "FWD_MODULE_STACK", [])
+    stack[:] = [module for module in stack if id(module) not in modules]
+    coordinator = getattr(
+        sys.modules.get(f"{package}.partitioned_param_coordinator"), "PartitionedParameterCoordinator", None
+    )
+    for method in filter(inspect.isfunction, vars(coordinator).values() if coordinator is not None else ()):
+        # Each is wrapped, without saying what it wraps.
+        for cell in method.__closure__ or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()
 
 
 def _set_local_rank(value: str | None) -> str | None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -315,27 +316,35 @@ def test_a_gradient_that_is_no_number_ends_all(tmp_path):
 TRIALS = 50
 
 
+def alive() -> int:
+    """Return how many networks this process still holds."""
+    gc.collect()
+    # Some of what lies there warns when it is only looked at.
+    with warnings.catch_warnings(action="ignore"):
+        return sum(type(each) is UNet for each in gc.get_objects())
+
+
 def _many(folder: Path) -> dict[str, list[float]]:
     process, grown = psutil.Process(), {}
-    for stage in (1, 3):
+    for way in ("zero1", "zero3", "fsdp"):
         used = []
         for _ in range(TRIALS):
-            next(epochs(folder, replace(STAGES[stage], epochs=1)))
+            next(epochs(folder, replace(WAYS[way], epochs=1)))
             gc.collect()
-            used.append(process.memory_info().rss / 2**20)
-        alive = sum(isinstance(each, UNet) for each in gc.get_objects())
-        grown[str(stage)] = [used[-1] - used[TRIALS // 5], float(alive)]
+            used.append(process.memory_info().rss)
+        grown[way] = [used[-1] / used[4], float(alive())]
     return grown
 
 
 @needs_deepspeed
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.row("K8")
 def test_fifty_runs_one_after_another_do_not_grow(tmp_path):
     for rank in together(tmp_path, _many):
-        for grown_mib, alive in rank.values():
-            assert alive == 0
-            assert grown_mib < 20
+        for growth, left in rank.values():
+            assert left == 0
+            assert growth <= 1.05
 
 
 def _refused(folder: Path) -> str:
