@@ -5,11 +5,13 @@ A state has the form that it has for one process: a checkpoint knows no strategy
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed._composable.contract import STATE_KEY
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -89,12 +91,21 @@ class FSDP(Single):
         super().load({**state, "optimizer": {**state["optimizer"], "state": known}})
 
     def release(self) -> None:
-        """Free what is held on the device; the process group stays."""
+        """Free what is held on the device, the network's weights too; the process group stays."""
         super().release()
+        self.optimizer.param_groups.clear()
         self._whole = None
         for module, was in self._classes:
             module.__class__ = was
+            vars(module).pop(STATE_KEY, None)
         self._classes.clear()
+        for module in self.model.modules():
+            for name, _ in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(torch.empty(0), requires_grad=False))
+            module._forward_pre_hooks.clear()
+            module._forward_hooks.clear()
+        # Parts, hooks and what gathers them hold each other.
+        gc.collect()
 
 
 def _callable_children(model: nn.Module) -> Iterator[nn.Module]:

@@ -159,10 +159,10 @@ class Whole:
     def filled(self, model: nn.Module, weights: Iterable[Tensor], device: torch.device) -> nn.Module:
         """Return the copy on a device, with these weights of the model and its buffers and mode."""
         whole = self.network.to(device)
-        for one, other in zip(whole.parameters(), weights, strict=True):
-            one.copy_(other)
-        for one, other in zip(whole.buffers(), model.buffers(), strict=True):
-            one.copy_(other)
+        for parameter, weight in zip(whole.parameters(), weights, strict=True):
+            parameter.copy_(weight)
+        for ours, theirs in zip(whole.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
         return whole.train(model.training)
 
 
