@@ -408,7 +408,7 @@ def _rested(folder: Path) -> dict[str, list[dict[str, float]]]:
     for name in RESTED:
         found[f"{name}-1"] = told(folder, replace(WAYS[name], **values), folder / name, model=Resting())
     for name, left in zip(RESTED, (*RESTED[1:], RESTED[0]), strict=True):
-        for epoch in (1, 2, 3):  # it rests, it is about to learn, it learns
+        for epoch in (2, 3):  # it is about to learn, it learns
             changed = replace(WAYS[name], **values)
             found[f"{name}-{epoch + 1}"] = told(folder, changed, model=Resting(), resume=folder / left / str(epoch))
     try:
