@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed._composable.contract import STATE_KEY
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -39,9 +40,11 @@ class FSDP(Single):
         self._layout = lay_in_a_row(model)
         ranks.broadcast(tensor.detach() for tensor in (*model.parameters(), *model.buffers()))
         before, self._classes = list(model.parameters()), []
+        # Of the network's device; by itself it is a GPU's wherever there is one.
+        mesh = init_device_mesh(self.device.type, (self.world,))
         for module in (*_callable_children(model), model):
             self._classes.append((module, type(module)))
-            fully_shard(module)
+            fully_shard(module, mesh=mesh)
         now = {id(old): new for old, new in zip(before, model.parameters(), strict=True)}
         for group in optimizer.param_groups:
             group["params"] = [now[id(parameter)] for parameter in group["params"]]
