@@ -8,6 +8,8 @@ has one form for all strategies and numbers of processes; whichever comes next c
 from __future__ import annotations
 
 import contextlib
+import copy
+import importlib.util
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segmentation import ranks
 
-Name = Literal["auto", "single", "ddp", "deepspeed"]
+Name = Literal["auto", "single", "ddp", "fsdp", "deepspeed"]
 
 
 class StrategyError(ValueError):
@@ -147,6 +149,32 @@ class Apart(Single):
         super().step()
 
 
+class Whole:
+    """A copy of a network whose weights no rank has all of."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.network = copy.deepcopy(model).cpu().requires_grad_(False)
+
+    @torch.no_grad()
+    def filled(self, model: nn.Module, weights: Iterable[Tensor], device: torch.device) -> nn.Module:
+        """Return the copy on a device, with these weights of the model and its buffers and mode."""
+        whole = self.network.to(device)
+        for parameter, weight in zip(whole.parameters(), weights, strict=True):
+            parameter.copy_(weight)
+        for ours, theirs in zip(whole.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
+        return whole.train(model.training)
+
+
+def lay_in_a_row(model: nn.Module) -> torch.memory_format:
+    """Lay each weight out as strategies cut it; return the layout that images then need for convolutions to go by."""
+    weights: list[Tensor] = list(model.parameters())
+    strided = any(not weight.is_contiguous() for weight in weights)
+    for weight in weights:
+        weight.data = weight.data.clone(memory_format=torch.contiguous_format)
+    return torch.channels_last if strided else torch.preserve_format
+
+
 @torch.no_grad()
 def _average(gradients: Iterable[Tensor]) -> None:
     """Overwrite gradients by their mean over all ranks, in one exchange."""
@@ -154,6 +182,19 @@ def _average(gradients: Iterable[Tensor]) -> None:
     mean = ranks.total(torch.cat([part.flatten() for part in parts])) / ranks.place()[1]
     for part, values in zip(parts, torch.split(mean, [part.numel() for part in parts]), strict=True):
         part.copy_(values.view_as(part))
+
+
+def check(name: Name) -> None:
+    """Refuse a strategy that needs what is not installed, before anything starts.
+
+    Raises:
+        StrategyError: naming what to install.
+    """
+    if name == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise StrategyError(
+            "strategy: got deepspeed, which is not installed; "
+            'install it by pip install "segmentation-search[deepspeed]", or write ddp'
+        )
 
 
 def build(
@@ -169,7 +210,7 @@ def build(
 ) -> Single:
     """Return the strategy: `auto` is ddp where several processes are up; one process is single by every name.
 
-    retry: the ranks shall be able to try a batch again, one for all (not by deepspeed).
+    retry: the ranks shall be able to try a batch again, one for all (not by deepspeed nor fsdp).
 
     Raises:
         StrategyError: if the strategy does not fit the number of processes, or needs what is not installed.
@@ -178,13 +219,16 @@ def build(
     chosen = ("ddp" if world > 1 else "single") if name == "auto" else name
     if chosen == "single" and world > 1:
         raise StrategyError(f"strategy: got single, but {world} processes train together; write ddp or auto")
-    if chosen == "deepspeed":
-        # Late, because it is an optional part, and takes seconds.
-        from segmentation import zero
-
-        zero.check_installed()
-        if world > 1:
-            return zero.ZeRO(model, optimizer, scaler, clip_norm, stage=zero_stage, batch_size=batch_size)
+    check(chosen)
     if world == 1:
         return Single(model, optimizer, scaler, clip_norm)
+    # Late, because these take time to import, and DeepSpeed is an optional part.
+    if chosen == "deepspeed":
+        from segmentation import zero
+
+        return zero.ZeRO(model, optimizer, scaler, clip_norm, stage=zero_stage, batch_size=batch_size)
+    if chosen == "fsdp":
+        from segmentation import fsdp
+
+        return fsdp.FSDP(model, optimizer, scaler, clip_norm)
     return (Apart if retry else DDP)(model, optimizer, scaler, clip_norm)

@@ -48,9 +48,11 @@ class TrainingConfig:
     on_oom: Literal["fail", "accumulate"] = "fail"
     """Where the device's memory does not hold a batch. fail: the run ends. accumulate: halve micro_batch and try again;
     what is said there of batch norm holds. One process and ddp (then slower by the exchange of gradients, which no
-    longer goes on beside the backward pass) try the step again; deepspeed and sync_batchnorm end, to be resumed."""
+    longer goes on beside the backward pass) try the step again; fsdp, deepspeed and sync_batchnorm end, to be
+    resumed."""
     strategy: strategy.Name = "auto"
-    """How several processes train together. auto: ddp where there are several, else single."""
+    """How several processes train together. auto: ddp where there are several, else single. ddp: each has all.
+    fsdp: each has a part of weights, gradients and the optimiser's state. deepspeed: see zero_stage."""
     zero_stage: int = 1
     """What deepspeed spreads over processes. 0: nothing. 1: the optimiser's state. 2: gradients too. 3: weights too."""
     sync_batchnorm: bool = False
@@ -469,17 +471,32 @@ def _start(
 
 
 def _check_strategy(config: TrainingConfig) -> None:
-    """Refuse what the weights of ZeRO's last stage, which no rank has all of, do not allow."""
-    if ranks.place()[1] > 1 and config.strategy == "deepspeed" and config.zero_stage == 3 and config.ema_decay:
+    """Refuse what the strategy's way of keeping weights does not allow."""
+    if ranks.place()[1] == 1:
+        return
+    if config.ema_decay and (way := _cuts_weights(config)):
         raise StrategyError(
-            f"ema_decay: got {config.ema_decay} with zero_stage 3, where no process has all the weights to average; "
-            "write zero_stage: 2, or ema_decay: 0"
+            f"ema_decay: got {config.ema_decay} with {way}, where no process has all the weights to average; "
+            "write strategy: ddp, strategy: deepspeed with zero_stage: 2, or ema_decay: 0"
+        )
+    if config.freeze_epochs and config.strategy == "deepspeed" and config.zero_stage:
+        raise StrategyError(
+            f"freeze_epochs: got {config.freeze_epochs} with zero_stage {config.zero_stage}, which moves all weights "
+            "in one row and with one count of steps, those that rest too; "
+            "write zero_stage: 0, strategy: ddp or fsdp, or freeze_epochs: 0"
         )
 
 
+def _cuts_weights(config: TrainingConfig) -> str:
+    """Return what spreads the weights over processes; empty: nothing does."""
+    if config.strategy == "deepspeed" and config.zero_stage == 3:
+        return "zero_stage 3"
+    return "strategy fsdp" if config.strategy == "fsdp" else ""
+
+
 def _compile(config: TrainingConfig, model: nn.Module) -> None:
-    if ranks.place()[1] > 1 and config.strategy == "deepspeed" and config.zero_stage == 3:
-        logger.warning("compile: not with zero_stage 3, whose weights come and go; the network runs as it is")
+    if ranks.place()[1] > 1 and (way := _cuts_weights(config)):
+        logger.warning("compile: not with %s, whose weights come and go; the network runs as it is", way)
         return
     economy.compile_network(model)
 

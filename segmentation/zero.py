@@ -15,6 +15,7 @@ import copy
 import gc
 import importlib
 import importlib.util
+import inspect
 import logging
 import os
 import shutil
@@ -27,20 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from segmentation.epoch import NonFiniteError
-from segmentation.strategy import Single, StrategyError
+from segmentation.strategy import Single, StrategyError, Whole, lay_in_a_row
 
 # Larger buckets than these have no use; DeepSpeed's own default reserves 2 GB of them for the smallest network.
 LARGEST_BUCKET = 500_000_000
 COMPILE_WORDS = ("ninja", "c++", "g++", "cpp_extension", "compiler", "cuda_home")
-
-
-def check_installed() -> None:
-    """Raise StrategyError where DeepSpeed cannot be imported."""
-    if importlib.util.find_spec("deepspeed") is None:
-        raise StrategyError(
-            "strategy: got deepspeed, which is not installed; "
-            'install it by pip install "segmentation-search[deepspeed]", or write ddp'
-        )
 
 
 class ZeRO(Single):
@@ -64,12 +56,8 @@ class ZeRO(Single):
         self.device = next(model.parameters()).device
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.sizes = [len(group["params"]) for group in optimizer.param_groups]
-        self._copy = copy.deepcopy(model).cpu().requires_grad_(False) if stage == 3 else None
-        # DeepSpeed lays weights out in a row; the layout of the images then is what convolutions go by.
-        strided = any(not parameter.is_contiguous() for parameter in model.parameters())
-        self._layout = torch.channels_last if strided else torch.preserve_format
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        self._whole = Whole(model) if stage == 3 else None
+        self._layout = lay_in_a_row(model)
         self._deepspeed = _imported(self.device)
         self._inside = _Casting(model)
         self._local_rank = _set_local_rank(_number(self.device))
@@ -120,21 +108,16 @@ class ZeRO(Single):
 
     def network(self) -> nn.Module:
         """Return the network with all of its weights; at stage 3 a copy made now, on every rank."""
-        if self._copy is None:
+        if self._whole is None:
             return self.model
-        whole = self._copy.to(self.device)
-        with torch.no_grad(), self._deepspeed.zero.GatheredParameters(list(self.model.parameters())):
-            for one, other in zip(whole.parameters(), self.model.parameters(), strict=True):
-                one.copy_(other)
-        with torch.no_grad():
-            for ours, theirs in zip(whole.buffers(), self.model.buffers(), strict=True):
-                ours.copy_(theirs)
-        return whole.train(self.model.training)
+        weights = list(self.model.parameters())
+        with self._deepspeed.zero.GatheredParameters(weights):
+            return self._whole.filled(self.model, weights, self.device)
 
     def free_network(self) -> None:
         """Let the copy of stage 3 wait in the host's memory."""
-        if self._copy is not None:
-            self._copy.cpu()
+        if self._whole is not None:
+            self._whole.network.cpu()
 
     def state(self) -> dict[str, Any]:
         """Return what the next process needs to go on, whatever its strategy; every rank has to ask."""
@@ -169,10 +152,11 @@ class ZeRO(Single):
             for name in [name for name in vars(parameter) if name not in ("grad", "data")]:
                 delattr(parameter, name)
         vars(engine).clear()
+        _forget_modules(self._inside)
         self.parameters.clear()
         self.optimizer.state.clear()
         self.optimizer.param_groups.clear()
-        self._copy = None
+        self._whole = None
         # Engine, hooks and parameters hold each other.
         gc.collect()
 
@@ -202,6 +186,11 @@ class ZeRO(Single):
     def _scatter(self, state: Mapping[int, Mapping[str, Any]]) -> None:
         """Give this rank its parts of the state of all parameters."""
         known = max(state.values(), key=len)
+        if len({float(values.get("step", 0)) for values in state.values()}) > 1:
+            raise StrategyError(
+                f"zero_stage: got {self.stage} to go on from weights that rested for part of the run (freeze_epochs), "
+                "but it keeps one count of steps for all of them; write zero_stage: 0, or strategy: ddp or fsdp"
+            )
         # Counts, such as Adam's steps, are single numbers and the same for all.
         of_weights = [key for key, value in known.items() if torch.is_tensor(value) and value.ndim > 0]
         for flat in self._flats():
@@ -258,7 +247,6 @@ def engine_config(*, stage: int, batch_size: int, clip_norm: float, parameters: 
 
 def _imported(device: torch.device) -> Any:
     """Import DeepSpeed for a device and keep it from compiling and from talking."""
-    check_installed()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     _show_ninja()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -289,6 +277,25 @@ def _show_ninja() -> None:
         if (folder / "ninja").is_file():
             os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(folder)])
             return
+
+
+def _forget_modules(network: nn.Module) -> None:
+    """Take a network out of what stage 3 keeps for as long as the process lives: a list of engines' modules, a cache.
+
+    What of the cache belongs to other engines is found again.
+    """
+    package = "deepspeed.runtime.zero"
+    modules = {id(module) for module in network.modules()}
+    stack = getattr(sys.modules.get(f"{package}.parameter_offload"), "FWD_MODULE_STACK", [])
+    stack[:] = [module for module in stack if id(module) not in modules]
+    coordinator = getattr(
+        sys.modules.get(f"{package}.partitioned_param_coordinator"), "PartitionedParameterCoordinator", None
+    )
+    for method in filter(inspect.isfunction, vars(coordinator).values() if coordinator is not None else ()):
+        # Each is wrapped, without saying what it wraps.
+        for cell in method.__closure__ or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()
 
 
 def _set_local_rank(value: str | None) -> str | None:

@@ -30,6 +30,7 @@ from segmentation import (
     normalisation,
     ranks,
     splits,
+    strategy,
     training,
 )
 from segmentation import figures as drawing
@@ -104,8 +105,10 @@ def prepare(config: Config) -> dict[str, Any]:
 
     Raises:
         DataError: naming the file that cannot be used, or pretrained weights that cannot be had.
-        ValueError: for an encoder that timm lacks, or that cannot take images of this size.
+        ValueError: for an encoder that timm lacks, or that cannot take images of this size, or a strategy
+            that needs what is not installed.
     """
+    strategy.check(config.strategy)
     samples, made = dataset.load(config.data)
     channels, height, width = samples.shape(0)
     _model.macs_of(build_network(config, channels), channels, height, width, config.network)

@@ -33,6 +33,7 @@ from segmentation import (
     normalisation,
     ranks,
     splits,
+    strategy,
     training,
 )
 from segmentation import figures as drawing
@@ -169,8 +170,10 @@ def prepare(config: Config) -> dict[str, Any]:
 
     Raises:
         DataError: naming the file that cannot be used, or pretrained weights that cannot be had.
-        ValueError: for a backbone that timm lacks, or that cannot take images of this size.
+        ValueError: for a backbone that timm lacks, or that cannot take images of this size, or a strategy
+            that needs what is not installed.
     """
+    strategy.check(config.strategy)
     build_network(config)
     return dataset.manifest(config.data)
 

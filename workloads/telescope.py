@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segmentation import augmentation, checkpoints, evaluation, losses, normalisation, ranks, splits, training
+from segmentation import augmentation, checkpoints, evaluation, losses, normalisation, ranks, splits, strategy, training
 from segmentation import figures as drawing
 from segmentation.augmentation import Augmentation
 from segmentation.epoch import DataError, Epoch, Evaluation
@@ -172,7 +172,9 @@ def prepare(config: Config) -> dict[str, Any]:
 
     Raises:
         DataError: naming the file or folder that cannot be used, or a checkpoint to fine-tune from that is not there.
+        StrategyError: for one that needs what is not installed.
     """
+    strategy.check(config.strategy)
     dataset.warn_if_synthetic(config.data)
     transfer.check(config.finetune, build_network(config))
     manifest = dataset.manifest(config.data, config.variant)

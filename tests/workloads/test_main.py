@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 import workloads
+from configuration import fields
 from segmentation import networks
 from segmentation.networks import cost
 from tests.conftest import ROOT
@@ -358,3 +360,17 @@ def test_evaluate_and_predict_take_other_values_than_training(capsys):
         score = json.loads(Path("runs/toy-evaluate/evaluation.json").read_text())["metrics"]["score"]
         assert score == pytest.approx(toy.curve(toy.Config(lr=lr), 1))
     assert command.main(["predict", "toy", "runs/toy-train", ".", "--set", "lrr=1"]) == BAD_INPUT
+
+
+@pytest.mark.row("K44")
+@pytest.mark.parametrize(
+    "name", [name for name in workloads.names() if "strategy" in fields(workloads.load(name).Config)]
+)
+def test_a_strategy_that_is_not_installed_is_refused_before_anything_starts(name, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda part, *rest: (part != "deepspeed" and find(part, *rest)) or None
+    )
+    assert command.main(["train", name, "--set", "strategy=deepspeed"]) == BAD_INPUT
+    assert "strategy: got deepspeed, which is not installed; install it by pip install" in capsys.readouterr().err
+    assert not list(Path().rglob("checkpoint.json"))
