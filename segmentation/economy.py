@@ -35,15 +35,25 @@ def keep_stages(model: nn.Module) -> None:
 
 
 def stages(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost sequences and members of lists that hold two convolutions or more."""
-    for child in module.children():
-        if sum(isinstance(layer, _ConvNd) for layer in child.modules()) < 2:
-            continue
+    """Yield the outermost sequences and members of lists that hold two convolutions or more.
+
+    A sequence of such sequences is none: timm's EfficientNet walks through its own without calling it.
+    """
+    for child in filter(_is_worth_it, module.children()):
         container = isinstance(child, nn.ModuleList | nn.ModuleDict)
-        if isinstance(child, nn.Sequential) or (isinstance(module, nn.ModuleList) and not container):
+        if isinstance(child, nn.Sequential):
+            inner = list(filter(_is_worth_it, child))
+            whole = not inner or not all(isinstance(one, nn.Sequential) for one in inner)
+        else:
+            whole = isinstance(module, nn.ModuleList) and not container
+        if whole:
             yield child
         else:
             yield from stages(child)
+
+
+def _is_worth_it(module: nn.Module) -> bool:
+    return sum(isinstance(layer, _ConvNd) for layer in module.modules()) >= 2
 
 
 def _recomputed(stage: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:

@@ -55,6 +55,19 @@ def test_recomputed_stages_give_equal_gradients_and_statistics(name):
     assert runs["inside"] == 3
 
 
+@pytest.mark.parametrize("encoder", ["efficientnet_b0", "mobilenetv3_small_100", "resnet18", "convnext_atto"])
+def test_every_stage_of_an_encoder_is_recomputed(encoder):
+    model = networks.build(Network(name="unet3plus", encoder=encoder, cat_channels=4, encoder_levels=3), 1, 2).train()
+    economy.recompute_stages(model)
+    found, runs = list(economy.stages(model.encoder)), {}
+    assert len(found) >= 2
+    for number, stage in enumerate(found):
+        first = next(layer for layer in stage.modules() if isinstance(layer, nn.Conv2d))
+        first.register_forward_hook(lambda *_, number=number: runs.update({number: runs.get(number, 0) + 1}))
+    passed(model)
+    assert runs == dict.fromkeys(range(len(found)), 2)
+
+
 def test_every_network_is_looked_at():
     assert NETWORKS.keys() == networks.NETWORKS.keys()
 
