@@ -335,3 +335,30 @@ def test_a_search_of_two_trials_ends_with_an_evaluated_winner(name, workload, ra
     assert winner.test.low is not None and winner.test.low <= winner.test.value <= winner.test.high
     assert (plan.paths.model(winner.name)).is_dir()
     assert plan.paths.leaderboard.is_file() and plan.paths.report.is_file()
+
+
+@pytest.mark.row("K38")
+def test_a_profile_is_promised_and_reported(workload):
+    if "profile" not in configuration.fields(workload.Config):
+        pytest.skip("this workload trains no network")
+    config = debug(workload, profile=True, epochs=1)
+    [(_, told)] = pull(workload, config)
+    shares = {name: share for name, share in told.items() if name.startswith("time_")}
+    assert told.keys() == workload.metrics(config).keys() > workload.metrics(debug(workload)).keys()
+    assert sum(shares.values()) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("several", [("a.png", "a.tif"), ("a.png", "b.png", "a.PNG")])
+def test_pictures_whose_predictions_would_have_one_name_are_refused(name, workload, tmp_path, several):
+    if name == "toy":
+        pytest.skip("the toy has no images")
+    if name == "spark":
+        several = [each.replace("tif", "jpg") for each in several]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for each in several:
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / each)
+    with pytest.raises(DataError, match=rf"{folder}: .*a\.(png|PNG) and a\..*; rename"):
+        workload.sources(folder)
+    (folder / several[-1]).unlink()
+    assert len(workload.sources(folder)) == len(several) - 1
