@@ -40,7 +40,7 @@ from segmentation import (
 from segmentation import figures as drawing
 from segmentation import metrics as counting
 from segmentation.augmentation import Augmentation
-from segmentation.epoch import DataError, Epoch, Evaluation
+from segmentation.epoch import Epoch, Evaluation
 from segmentation.loading import batches
 from segmentation.losses import Loss
 from segmentation.metrics import Convention
@@ -58,7 +58,7 @@ from workloads._spark.dataset import Data
 from workloads._spark.generator import Synthetic
 from workloads._spark.training_files import Architecture, RunFolder
 
-__all__ = ["Config", "evaluate", "inspect", "merge", "metrics", "predict", "prepare", "sources", "train"]
+__all__ = ["Config", "check", "evaluate", "inspect", "merge", "metrics", "predict", "prepare", "sources", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +177,15 @@ def prepare(config: Config) -> dict[str, Any]:
     """
     build_network(config)
     return dataset.manifest(config.data)
+
+
+def check(config: Config) -> None:
+    """Raise ValueError for a backbone that timm lacks, or that cannot take images of this size."""
+    try:
+        price_of(config)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith("data.") else f"network.{text}") from error
 
 
 def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
@@ -319,14 +328,8 @@ def build_network(config: Config) -> nn.Module:
         DataError: where pretrained weights are asked for and cannot be had.
         ValueError: for a backbone that timm lacks, or that cannot take images of this size.
     """
-    try:
-        price_of(config)
-        return networks.build(config.network, CHANNELS, len(CLASSES))
-    except DataError:
-        raise
-    except ValueError as error:
-        text = str(error)
-        raise ValueError(text if text.startswith("data.") else f"network.{text}") from error
+    check(config)
+    return networks.build(config.network, CHANNELS, len(CLASSES))
 
 
 def price_of(config: Config) -> dict[str, float]:

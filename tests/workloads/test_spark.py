@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from PIL import Image
 from torch._dynamo.exc import TorchDynamoException
 
 import configuration
+import tune
 from configuration import ConfigError
 from search import spec_file
 from search.trial import TrialRun
@@ -822,6 +825,63 @@ def test_values_that_cannot_be_are_refused(values, message):
         configuration.replace(spark.Config.debug(), values)
 
 
+@pytest.mark.parametrize(
+    ("name", "choices", "message"),
+    [
+        ("network.encoder", "resnet34,resnet43", "timm has no model 'resnet43'; did you mean 'resnet34'"),
+        ("network.encoder", "resnet34,vit_tiny_patch16_224", "cannot take images of 64x64"),
+        ("data.target_size", "64,8", "data.target_size: got 8; expected at least 32, twice the stride 16"),
+    ],
+)
+def test_a_choice_of_a_search_that_cannot_be_trained_is_refused_before_it_starts(
+    name, choices, message, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(ROOT)
+    words = ["--space", "unet3plus_debug", "--dry-run", "--runs", str(tmp_path / "runs")]
+    assert tune.main([*words, "--set", f"parameters.{name}.choices=[{choices}]"]) == 2
+    told = capsys.readouterr().err
+    bad = choices.partition(",")[2]
+    assert re.search(rf"parameters\.{name}: '?{bad}'? cannot be trained: .*{re.escape(message)}", told)
+    assert "Traceback" not in told
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["inspect", "spark", "--set", "preset=debug"], "inside: Not a directory; write to another folder by --out"),
+        (["evaluate", "spark", "CHECKPOINT"], "inside: Not a directory; write to another folder by --out"),
+        (["predict", "spark", "CHECKPOINT", "IMAGES"], "inside: Not a directory; write to another folder by --out"),
+    ],
+)
+def test_an_output_folder_that_cannot_be_written_is_named(words, message, trained, tree, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    places = {"CHECKPOINT": str(trained), "IMAGES": str(tree / generator.TEST_FOLDER)}
+    words = [places.get(word, word) for word in words]
+    assert command.main([*words, "--out", str(tmp_path / "file" / "inside")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.row("K10")
+def test_all_missing_files_are_listed_and_a_cut_picture_is_named_on_the_command_line(tree, tmp_path, capsys):
+    root = tmp_path / "data"
+    shutil.copytree(tree, root)
+    pictures = sorted((root / "images").rglob("train/*.jpg"))
+    for path in pictures[:9]:
+        path.unlink()
+    words = ["inspect", "spark", "--set", "preset=debug", "--set", f"data.root={root}", "--out", str(tmp_path / "o")]
+    assert command.main(words) == 2
+    told = capsys.readouterr().err
+    assert "train.csv: 9 of 30 rows lack a file: " in told
+    assert all(str(path) in told for path in pictures[:9])
+    assert told.endswith("or remove the rows\n") and told.count("\n") == 1
+    for path in pictures[:9]:
+        shutil.copy(pictures[9], path)
+    pictures[3].write_bytes(pictures[9].read_bytes()[:-200])
+    assert command.main(words) == 2
+    assert f"{pictures[3]}: unreadable or truncated" in capsys.readouterr().err
+
+
 @pytest.mark.row("K10")
 def test_preparing_lists_what_is_missing(tree, tmp_path):
     root = tmp_path / "data"
@@ -895,3 +955,13 @@ def test_shared_spacecraft_train_through_pairs(shared_data, tmp_path):
     assert sum(manifest["samples"].values()) == 6 * 16
     [epoch] = pairs.train(config)
     assert 0 <= epoch.metrics["val_mean_iou_no_bg"] <= 1
+
+
+@pytest.mark.row("K44")
+def test_a_missing_timm_is_one_clear_line(monkeypatch, capsys):
+    spark._price.cache_clear()
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert command.main(["train", "spark", "--set", "preset=debug", "--out", "nowhere"]) == 2
+    told = capsys.readouterr().err
+    assert "network.encoder: 'resnet10t' is one of timm, which is not installed; pip install timm" in told
+    assert told.count("\n") == 1
