@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import configuration
+from configuration import ConfigError
 from search import ray_session, resources, samplers, space, spec_file, tracking, workload
 from search.errors import SpecError
 from search.record import StudyPaths
@@ -51,6 +53,7 @@ def make(spec: SearchSpec, folder: Path) -> Plan:
     except ValueError as error:  # the workload's own word for data that cannot be used
         raise SpecError(str(error)) from error
     incumbent, notes = defaults(spec, configuration.to_values(config))
+    _check_choices(spec, module, configuration.to_values(config), incumbent)
     name, why = samplers.choose(spec)
     return Plan(
         spec=spec,
@@ -63,6 +66,26 @@ def make(spec: SearchSpec, folder: Path) -> Plan:
         incumbent=incumbent,
         notes=(*notes, *manifest.get("warnings", [])),
     )
+
+
+def _check_choices(
+    spec: SearchSpec, module: ModuleType, config: Mapping[str, Any], incumbent: Mapping[str, Any]
+) -> None:
+    """Let the workload refuse what can be chosen, one value at a time beside those of the first trial."""
+    if not hasattr(module, "check"):
+        return
+    for parameter in spec.parameters:
+        for choice in parameter.choices:
+            try:
+                chosen = configuration.replace(
+                    configuration.build(module.Config, config), {**incumbent, parameter.name: choice}
+                )
+            except ConfigError:  # two values that never meet, perhaps: a trial of both would be refused as well
+                continue
+            try:
+                module.check(chosen)
+            except ValueError as error:
+                raise SpecError(f"parameters.{parameter.name}: {choice!r} cannot be trained: {error}") from error
 
 
 def defaults(spec: SearchSpec, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

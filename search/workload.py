@@ -1,6 +1,11 @@
 """The one wire to what is trained: a workload, found by the name in the search space.
 
-For prediction by several workers (`search.inference`) a workload may also have
+A workload may also have
+
+    def check(config) -> None                 raise ValueError where `train` could not begin whatever the data are;
+                                              called for the choices of a search before it starts, so it should be quick
+
+and for prediction by several workers (`search.inference`)
 
     def sources(source) -> list[Path]         the files of a folder that `predict` takes, in its order; without it: all
                                               that are not hidden

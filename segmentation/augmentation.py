@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
 Augmenter = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
+PROBABILITIES = ("horizontal_flip", "vertical_flip", "rotate90", "colour_probability")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class Augmentation:
     """Distance over which the elastic deformation varies, in pixels."""
     brightness: float = 0.0
     """Largest amount added to all normalised values, one draw an image."""
+    brightness_factor: float = 0.0
+    """Largest change of all stored values, 0.2 for 0.8 to 1.2 times; black stays black."""
     contrast: float = 0.0
     """Largest change of the distance from an image's mean, 0.2 for 0.8 to 1.2 times."""
     gamma: float = 0.0
@@ -51,10 +54,12 @@ class Augmentation:
     """Largest standard deviation of a Gaussian blur, in pixels."""
     noise: float = 0.0
     """Largest standard deviation of Gaussian noise, in normalised values."""
+    colour_probability: float = 1.0
+    """Probability of each of brightness, brightness_factor, contrast, gamma, blur and noise, where they are not 0."""
 
     def __post_init__(self) -> None:
         """Refuse what is no probability, amount or angle."""
-        for name in ("horizontal_flip", "vertical_flip", "rotate90", "translate", "contrast"):
+        for name in (*PROBABILITIES, "translate", "contrast", "brightness_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected 0 to 1")
         for field in fields(self):
@@ -67,12 +72,13 @@ class Augmentation:
 NONE = Augmentation(horizontal_flip=0, vertical_flip=0, rotate90=0)
 
 
-def build(config: Augmentation) -> Augmenter:
+def build(config: Augmentation, black: Sequence[float] = (0.0,)) -> Augmenter:
     """Return a function of image (B, C, H, W) float, mask (B, H, W) or (B, K, H, W) int64, and a generator.
 
     It returns new tensors of the same shapes and types, equal for equal generator states.
+    black: what normalising makes of a stored 0, in each channel or in all.
     """
-    steps = [step for step, on in _steps(config) if on]
+    steps = [step for step, on in _steps(config, black) if on]
 
     def augment(image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         for step in steps:
@@ -85,18 +91,31 @@ def build(config: Augmentation) -> Augmenter:
 Step = Callable[[Augmentation, Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
 
 
-def _steps(config: Augmentation) -> list[tuple[Step, bool]]:
+def _steps(config: Augmentation, black: Sequence[float]) -> list[tuple[Step, bool]]:
     """Return every step in order, and whether the configuration asks for it."""
     moves = config.rotate_degrees or config.scale or config.translate or config.elastic
     return [
         (_lay, config.horizontal_flip + config.vertical_flip + config.rotate90 > 0),
         (_warp, moves > 0),
-        (_gamma, config.gamma > 0),
-        (_contrast, config.contrast > 0),
-        (_brightness, config.brightness > 0),
-        (_blur, config.blur > 0),
-        (_noise, config.noise > 0),
+        (_perhaps(_gamma), config.gamma > 0),
+        (_perhaps(_contrast), config.contrast > 0),
+        (_perhaps(_brightness), config.brightness > 0),
+        (_perhaps(functools.partial(_brightness_factor, black)), config.brightness_factor > 0),
+        (_perhaps(_blur), config.blur > 0),
+        (_perhaps(_noise), config.noise > 0),
     ]
+
+
+def _perhaps(step: Step) -> Step:
+    """Return the step with the probability of changes of colour, drawn for each sample."""
+
+    def tried(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        if config.colour_probability == 1:
+            return step(config, image, mask, generator)
+        chosen = torch.rand(len(image), generator=generator) < config.colour_probability
+        return torch.where(_column(chosen, image), step(config, image, mask, generator)[0], image), mask
+
+    return tried
 
 
 def _lay(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -175,6 +194,14 @@ def _contrast(config: Augmentation, image: Tensor, mask: Tensor, generator: Gene
 
 def _brightness(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     return image + _column(config.brightness * _uniform(len(image), generator), image), mask
+
+
+def _brightness_factor(
+    black: Sequence[float], config: Augmentation, image: Tensor, mask: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    factor = _column(1 + config.brightness_factor * _uniform(len(image), generator), image)
+    zero = torch.tensor(black, dtype=image.dtype, device=image.device).view(-1, 1, 1)
+    return (image - zero) * factor + zero, mask
 
 
 def _blur(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
     try:
         meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except NotADirectoryError as error:
+        raise CheckpointError(f"{folder}: a file; expected a checkpoint folder, which holds {META_FILE}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no checkpoint here, {META_FILE} is missing") from error
     except ValueError as error:

@@ -64,6 +64,11 @@ class Normaliser:
             return standardise(image.float(), self.mean, self.std)
         return image.to(torch.float32, copy=True)
 
+    @property
+    def black(self) -> tuple[float, ...]:
+        """What a stored 0 becomes: in each channel, or one number for all; of percentile, the darkest that it gives."""
+        return tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True)) or (0.0,)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint's JSON; `from_dict` takes them back."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}

@@ -25,7 +25,7 @@ from segmentation import checkpoints, economy, ranks, strategy
 from segmentation.epoch import Epoch, NonFiniteError, OutOfMemoryError
 from segmentation.networks.parts import EncoderNetwork
 from segmentation.strategy import Single, StrategyError
-from segmentation.timing import Clock
+from segmentation.timing import PARTS, Clock
 
 logger = logging.getLogger(__name__)
 
@@ -268,6 +268,12 @@ def _epochs(
             yield epoch
         if reason:
             logger.info("stopped after epoch %d: %s", progress.epoch, reason)
+
+
+def reported(config: TrainingConfig) -> dict[str, str]:
+    """Return what `fit` adds to the scores of an epoch, and which way is better."""
+    shares = {f"time_{part}": "min" for part in PARTS} if config.profile else {}
+    return {"train_loss": "min", "lr": "max", **shares}
 
 
 def is_validated(config: TrainingConfig, epoch: int) -> bool:

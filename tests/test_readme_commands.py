@@ -16,6 +16,8 @@ from PIL import Image
 
 from tests.test_readme import COMMANDS, README, ROOT
 from workloads._pairs.dataset import EMBEDDED
+from workloads._spark import generator as spacecraft
+from workloads._spark.generator import Synthetic as Spacecraft
 from workloads._telescope import generator
 from workloads._telescope.generator import Synthetic
 
@@ -35,6 +37,11 @@ SHORTER = {
     "python tune.py --space nuclei.yaml --dry-run": " --runs {runs}/dry",
     "python tune.py --space nuclei.yaml --set search.trials=64": f" --runs {{runs}}/more{SMALL}",
     "python tune.py --space nuclei.yaml --set data.root=mine --set data.classes=2": f" --runs {{runs}}/mine{SMALL}",
+    "python tune.py --space unet3plus_debug.yaml": " --runs {runs}/spacecraft --dry-run",
+    "python tune.py --space unet3plus.yaml --set data.root=/data/spark": " --runs {runs}/spark --dry-run"
+    " --set parameters.data.target_size.choices=[64,96]"
+    " --set parameters.network.encoder.choices=[resnet34]",
+    "python tune.py --space spacecraft_pairs.yaml --set data.root=mine": " --runs {runs}/spacecraft-pairs --dry-run",
     "python tune.py --space telescope.yaml --set data.root=/data/telescope": " --runs {runs}/telescope --dry-run",
 }
 """What is added to each command; a new one in the README has to be added here."""
@@ -55,6 +62,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         "mine": str(folder / "mine"),
         "/data/telescope": str(generator.ensure(Synthetic(samples=40), folder)),
+        "/data/spark": str(spacecraft.ensure(Spacecraft(samples=40, size=64), folder)),
         "IMAGES": str(EMBEDDED / "images"),
         "runs": str(folder / "runs"),
         "CHECKPOINT": str(folder / "runs/pairs-train/best"),
@@ -65,7 +73,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run one command of the README with what makes it short."""
     text = command.replace("data.root=mine", f"data.root={places['mine']}")
-    for name in ("/data/telescope", "IMAGES", "CHECKPOINT", "NAME"):
+    for name in ("/data/telescope", "/data/spark", "IMAGES", "CHECKPOINT", "NAME"):
         text = text.replace(name, places[name])
     text += SHORTER[command].format(**places)
     # What `source .venv/bin/activate` does.

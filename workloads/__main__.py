@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, BAD_INPUT)
+        return _fail(_os_problem(error, given), BAD_INPUT)
     except (WorkloadError, ConfigError, DataError, RunError) as error:
         return _fail(error, BAD_INPUT)
     except ValueError as error:
@@ -185,6 +185,14 @@ def _changes(given: argparse.Namespace) -> dict[str, Any]:
 def _out(given: argparse.Namespace) -> Path:
     out: Path = given.out or Path("runs") / f"{given.name}-{given.command}"
     return out
+
+
+def _os_problem(error: OSError, given: argparse.Namespace) -> str:
+    if not error.filename:
+        return str(error)
+    inside = "out" in given and Path(error.filename).absolute().is_relative_to(_out(given).absolute())
+    remedy = "; write to another folder by --out" if inside else ""
+    return f"{error.filename}: {error.strerror}{remedy}"
 
 
 def _sentence(name: str) -> str:

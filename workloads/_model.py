@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import configuration
-from segmentation import checkpoints, figures, normalisation, ranks, splits, training
-from segmentation.augmentation import Augmenter
+from segmentation import augmentation, checkpoints, figures, normalisation, ranks, splits, training
 from segmentation.epoch import DataError, Epoch
 from segmentation.loading import batches
 from segmentation.networks import Network, cost
@@ -40,9 +39,10 @@ def meta(
 
 
 def training_batches(
-    config: Any, samples: Samples, made: Splits, normaliser: Normaliser, augment: Augmenter | None
+    config: Any, samples: Samples, made: Splits, normaliser: Normaliser
 ) -> Callable[[int], Iterator[Batch]]:
-    """Return the batches of an epoch by its number; `config` is a TrainingConfig with loader_workers."""
+    """Return the batches of an epoch by its number; `config` is a TrainingConfig with augmentation, loader_workers."""
+    augment = augmentation.build(config.augmentation, normaliser.black)
 
     def of_epoch(epoch: int) -> Iterator[Batch]:
         return batches(
@@ -120,9 +120,14 @@ def restore(
     config = configuration.replace(configuration.build(config_class, record["config"]), changes or {})
     model = build(config, record)
     checkpoints.load_weights(checkpoint, model)
+    return config, to_use(model, config.device), normalisation.from_dict(record["normalise"])
+
+
+def to_use(model: nn.Module, device: str) -> nn.Module:
+    """Return the network on the device of a config, or on the CPU where there is no GPU, ready to predict."""
     # A checkpoint made on a GPU has to be of use on a machine without.
-    wanted = config.device if config.device == "auto" or torch.cuda.is_available() else "cpu"
-    return config, model.to(training.resolve_device(wanted)).eval(), normalisation.from_dict(record["normalise"])
+    wanted = device if device == "auto" or torch.cuda.is_available() else "cpu"
+    return model.to(training.resolve_device(wanted)).eval()
 
 
 def refuse_seen(checkpoint: Path, made: Splits) -> None:
@@ -137,6 +142,15 @@ def refuse_seen(checkpoint: Path, made: Splits) -> None:
             f"{path}: {len(leaked)} samples of the test split were used in training, such as {leaked[0]!r}; "
             "the data or its splits have changed since; train again"
         )
+
+
+def refuse_same_names(pictures: Iterable[Path]) -> None:
+    """Raise DataError if two pictures differ in nothing but their suffixes, so that their predictions would too."""
+    found: dict[Path, Path] = {}
+    for path in pictures:
+        if (other := found.setdefault(path.with_suffix(""), path)) != path:
+            both = f"{other.name} and {path.name}"
+            raise DataError(f"{path.parent}: predictions of {both} would have one name; rename one of them")
 
 
 def save_curves(path: Path, checkpoint: Path, score: str) -> list[str]:

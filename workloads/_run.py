@@ -111,12 +111,12 @@ def train(run: Run) -> Path:
 
 
 def checkpoint(path: Path) -> Path:
-    """Return a checkpoint folder: the one given, or the best of the run that it holds.
+    """Return a checkpoint folder: the one given, or the best of the run that it holds; or a file, as it is.
 
     Raises:
-        DataError: if there is no such folder.
+        DataError: if there is nothing there.
     """
-    if not path.is_dir():
+    if not path.exists():
         raise DataError(f"{path}: no such checkpoint folder; `train` prints the path of its best")
     if not (path / RUN_FILE).is_file():
         return path

@@ -21,7 +21,6 @@ from PIL import Image
 from torch import nn
 
 from segmentation import (
-    augmentation,
     checkpoints,
     evaluation,
     images,
@@ -97,7 +96,7 @@ class Config(TrainingConfig):
 def metrics(config: Config) -> dict[str, str]:
     """Return what an epoch reports and which way is better."""
     scores = evaluation.conventions(dataset.class_names(config.data), CONVENTION, multilabel=False)
-    return {**{f"val_{name}": "max" for name in scores}, "val_loss": "min", "train_loss": "min", "lr": "max"}
+    return {**{f"val_{name}": "max" for name in scores}, "val_loss": "min", **training.reported(config)}
 
 
 def prepare(config: Config) -> dict[str, Any]:
@@ -124,13 +123,12 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     """
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    augment = None if config.augmentation == augmentation.NONE else augmentation.build(config.augmentation)
     training.seed_everything(config.seed)
     for epoch in training.fit(
         config,
         model=build_network(config, samples.shape(0)[0]),
         loss=losses.build(config.loss, multilabel=False, ignore_index=config.data.ignore_index),
-        train_batches=_model.training_batches(config, samples, made, normaliser, augment),
+        train_batches=_model.training_batches(config, samples, made, normaliser),
         validate=_validator(config, samples, made, normaliser),
         draw=_drawer(config, samples, made.validation, normaliser),
         meta={
@@ -198,8 +196,16 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
 
 
 def sources(source: Path) -> list[Path]:
-    """Return what predict takes: a file, or the pictures below a folder, in order of name."""
-    return [source] if source.is_file() else images.list_images(source)
+    """Return what predict takes: a file, or the pictures below a folder, in order of name.
+
+    Raises:
+        DataError: if there is none, or two differ in nothing but their suffixes.
+    """
+    if source.is_file():
+        return [source]
+    found = images.list_images(source)
+    _model.refuse_same_names(found)
+    return found
 
 
 def inspect(config: Config, out_dir: Path) -> list[Path]:

@@ -10,6 +10,7 @@ statistics, and nobody is chosen by the pictures that report.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -24,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 import configuration
+from configuration import ConfigError
 from segmentation import (
-    augmentation,
     checkpoints,
+    economy,
     evaluation,
     losses,
     networks,
@@ -39,24 +41,25 @@ from segmentation import (
 from segmentation import figures as drawing
 from segmentation import metrics as counting
 from segmentation.augmentation import Augmentation
-from segmentation.epoch import DataError, Epoch, Evaluation
+from segmentation.epoch import Epoch, Evaluation
 from segmentation.loading import batches
 from segmentation.losses import Loss
 from segmentation.metrics import Convention
 from segmentation.networks import Network, cost
 from segmentation.normalisation import Normalise, Normaliser
+from segmentation.prediction import FlipAverage
 from segmentation.samples import Samples
 from segmentation.splits import Splits
 from segmentation.training import TrainingConfig
 from workloads import _model
 from workloads._pairs import figures
-from workloads._spark import dataset, evaluation_files, inference, reader, submission
+from workloads._spark import dataset, evaluation_files, inference, reader, submission, training_files
 from workloads._spark.classes import CLASSES, COLOURS
 from workloads._spark.dataset import Data
 from workloads._spark.generator import Synthetic
 from workloads._spark.training_files import Architecture, RunFolder
 
-__all__ = ["Config", "evaluate", "inspect", "merge", "metrics", "predict", "prepare", "sources", "train"]
+__all__ = ["Config", "check", "evaluate", "inspect", "merge", "metrics", "predict", "prepare", "sources", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +130,7 @@ class Config(TrainingConfig):
         return cls(
             data=Data(test="from_train", target_size=512, mask_resize="rgb_first"),
             network=Network(name="unet3plus_simplified", encoder=encoder, cat_channels=64, pretrained=True),
+            augmentation=Augmentation(brightness_factor=0.2, contrast=0.2, colour_probability=0.5),
             loss=Loss(ce=0.5, dice=0.5, aux_weight=0.4),
             epochs=30,
             batch_size=8,
@@ -161,7 +165,7 @@ def metrics(config: Config) -> dict[str, str]:
     """Return what an epoch reports and which way is better."""
     scores = {f"val_{name}": "max" for name in evaluation.conventions(CLASSES, CONVENTION, multilabel=False)}
     trained = dict.fromkeys(("train_mean_iou", "train_mean_dice"), "max") if config.train_scores else {}
-    rest = {"val_loss": "min", "train_loss": "min", "lr": "max", "gmacs": "min", "parameters": "min"}
+    rest = {"val_loss": "min", **training.reported(config), "gmacs": "min", "parameters": "min"}
     return {"val_mean_iou_no_bg": "max", **scores, **trained, **rest}
 
 
@@ -178,6 +182,15 @@ def prepare(config: Config) -> dict[str, Any]:
     return dataset.manifest(config.data)
 
 
+def check(config: Config) -> None:
+    """Raise ValueError for a backbone that timm lacks, or that cannot take images of this size."""
+    try:
+        price_of(config)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith("data.") else f"network.{text}") from error
+
+
 def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     """Yield one validated epoch of training after the other; `resume` is a checkpoint folder that one of them saved.
 
@@ -187,14 +200,13 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     """
     samples, made = dataset.load_once(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    augment = None if config.augmentation == augmentation.NONE else augmentation.build(config.augmentation)
     training.seed_everything(config.seed)
     kept = _Kept(config, resume) if config.out else None
     for epoch in training.fit(
         config,
         model=build_network(config),
         loss=losses.build(config.loss, multilabel=False),
-        train_batches=_model.training_batches(config, samples, made, normaliser, augment),
+        train_batches=_model.training_batches(config, samples, made, normaliser),
         validate=_validator(config, samples, made, normaliser),
         draw=functools.partial(_draw_strips, samples, made.validation, normaliser),
         meta=_model.meta("spark", config, CLASSES, normaliser, synthetic=not config.data.root),
@@ -220,7 +232,8 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
         indices = splits.indices(made, split)
         shown = spread(indices, config.examples)
         images = _batches(config, samples, indices, normaliser, next(model.parameters()).device)
-        found = inference.score(model, images, shown, flips=config.flips, precision=config.precision)
+        with _answering(config, model) as asked:
+            found = inference.score(asked, images, shown, precision=config.precision)
         flown = dataset.satellites(samples, found.index.tolist())
         examples = _marked_examples(samples, found, shown)
         files = evaluation_files.write(out_dir, found.tables, flown, examples, config.examples)
@@ -258,29 +271,33 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
     """
     config, model, normaliser = load(checkpoint, changes)
     pictures = sources(source)
-    # Two pictures of one name would be noticed at the end only.
-    submission.stems(pictures)
     written: list[Path] = []
-    for path, classes in inference.predict(
-        model,
-        pictures,
-        normaliser,
-        size=config.data.target_size,
-        batch_size=config.evaluation_batch,
-        loader_workers=config.loader_workers,
-        upsample=config.upsample,
-        flips=config.flips,
-        precision=config.precision,
-    ):
-        written += submission.save(out_dir, path.name, classes, kind=config.submission, picture=config.pictures)
+    with _answering(config, model) as asked:
+        for path, classes in inference.predict(
+            asked,
+            pictures,
+            normaliser,
+            size=config.data.target_size,
+            batch_size=config.evaluation_batch,
+            loader_workers=config.loader_workers,
+            upsample=config.upsample,
+            precision=config.precision,
+        ):
+            written += submission.save(out_dir, path.name, classes, kind=config.submission, picture=config.pictures)
     if config.submission_zip and source.is_dir():
         merge(out_dir, source)
     return written
 
 
 def sources(source: Path) -> list[Path]:
-    """Return what predict takes: a file, or the pictures directly in a folder, in order of name."""
-    return reader.test_images(source)
+    """Return what predict takes: a file, or the pictures directly in a folder, in order of name.
+
+    Raises:
+        DataError: if there is none, or the predictions of two would have one name.
+    """
+    pictures = reader.test_images(source)
+    submission.stems(pictures)
+    return pictures
 
 
 def merge(out_dir: Path, source: Path) -> list[Path]:
@@ -314,14 +331,8 @@ def build_network(config: Config) -> nn.Module:
         DataError: where pretrained weights are asked for and cannot be had.
         ValueError: for a backbone that timm lacks, or that cannot take images of this size.
     """
-    try:
-        price_of(config)
-        return networks.build(config.network, CHANNELS, len(CLASSES))
-    except DataError:
-        raise
-    except ValueError as error:
-        text = str(error)
-        raise ValueError(text if text.startswith("data.") else f"network.{text}") from error
+    check(config)
+    return networks.build(config.network, CHANNELS, len(CLASSES))
 
 
 def price_of(config: Config) -> dict[str, float]:
@@ -335,13 +346,48 @@ def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Co
     Raises:
         DataError: if a file is missing or damaged, or the checkpoint is another workload's.
     """
+    if path := training_files.found_at(checkpoint):
+        return _load_original(path, changes or {})
     return _model.restore(checkpoint, "spark", Config, _without_weights, changes)
+
+
+def _load_original(path: Path, changes: Mapping[str, Any]) -> tuple[Config, nn.Module, Normaliser]:
+    """Load a model that tells its network alone: the rest is the original's, but for the test split.
+
+    Trained on all of train.csv, it is tested on val.csv, by which its best epoch was chosen.
+    """
+    model, network, architecture = training_files.load_network(path)
+    if (architecture.n_channels, architecture.n_classes) != (CHANNELS, len(CLASSES)):
+        raise checkpoints.CheckpointError(
+            f"{path}: made for {architecture.n_channels} channels and {architecture.n_classes} classes; "
+            f"expected {CHANNELS} and {len(CLASSES)}"
+        )
+    if refused := [name for name in changes if name.startswith("network.")]:
+        raise ConfigError(refused[0], f"cannot be another than in {path}")
+    config = Config.reference()
+    data = dataclasses.replace(config.data, test="val_csv")
+    config = configuration.replace(dataclasses.replace(config, network=network, data=data), changes)
+    logger.warning("%s tells its network alone; the rest is the preset reference, or --set", path)
+    mean, std = normalisation.imagenet(CHANNELS)
+    normaliser = Normaliser(method="imagenet", mean=mean, std=std)
+    return config, _model.to_use(model, config.device), normaliser
 
 
 def spread(indices: Sequence[int], count: int) -> list[int]:
     """Return so many of the samples, or all, evenly spread."""
     places = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)
     return [indices[place] for place in places]
+
+
+@contextlib.contextmanager
+def _answering(config: Config, model: nn.Module) -> Iterator[nn.Module]:
+    """Give the network as evaluate and predict ask it: compiled, and from four sides, where configured."""
+    if config.compile:
+        economy.compile_network(model)
+    try:
+        yield FlipAverage(model, multilabel=False) if config.flips else model
+    finally:
+        economy.drop_compiled(model)
 
 
 class _Kept:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segmentation import augmentation, checkpoints, evaluation, losses, normalisation, ranks, splits, strategy, training
+from segmentation import checkpoints, evaluation, losses, normalisation, ranks, splits, strategy, training
 from segmentation import figures as drawing
 from segmentation.augmentation import Augmentation
 from segmentation.epoch import DataError, Epoch, Evaluation
@@ -163,8 +163,8 @@ def metrics(config: Config) -> dict[str, str]:
     """Return what an epoch reports and which way is better; the placeholder has no IoU unless it is asked for."""
     means = ["mean_iou", "mean_dice", "mean_precision", "mean_recall", "acc", "acc_all_zero"]
     names = [f"iou_{name}" for name in counted(config)]
-    rest = ["train_mean_iou"] * config.train_iou + ["lr"]
-    return {**dict.fromkeys([*means, *names, *rest], "max"), "val_loss": "min", "train_loss": "min"}
+    trained = ["train_mean_iou"] * config.train_iou
+    return {**dict.fromkeys([*means, *names, *trained], "max"), "val_loss": "min", **training.reported(config)}
 
 
 def prepare(config: Config) -> dict[str, Any]:
@@ -267,13 +267,19 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
 
 
 def sources(source: Path) -> list[Path]:
-    """Return what predict takes: a file, or the pictures and observations below a folder, in order of name."""
+    """Return what predict takes: a file, or the pictures and observations below a folder, in order of name.
+
+    Raises:
+        DataError: if there is none, or two pictures differ in nothing but their suffixes.
+    """
     if source.is_file():
         return [source]
     kinds = (*reader.SUFFIXES, ".npz")
     found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in kinds and path.is_file()]
     if not found:
         raise DataError(f"{source}: nothing to predict; expected {', '.join(kinds)} files")
+    _model.refuse_same_names(path for path in found if path.suffix.lower() in reader.SUFFIXES)
+    _model.refuse_same_names(path for path in found if path.suffix.lower() not in reader.SUFFIXES)
     return found
 
 
@@ -334,8 +340,7 @@ def load(
 def _train_batches(
     config: Config, model: nn.Module, samples: Samples, made: Splits, normaliser: normalisation.Normaliser
 ) -> Any:
-    augment = None if config.augmentation == OptionalAugmentation() else augmentation.build(config.augmentation)
-    of_epoch = _model.training_batches(config, samples, made, normaliser, augment)
+    of_epoch = _model.training_batches(config, samples, made, normaliser)
 
     def staged(epoch: int) -> Iterator[scores.Batch]:
         transfer.stage(config.finetune, model, epoch)

@@ -119,8 +119,18 @@ def build_encoder(config: Network, in_channels: int) -> nn.Module:
     return loaded
 
 
+def _timm(encoder: str) -> Any:
+    try:
+        import timm  # here, because it takes seconds that the other networks need not pay
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"encoder: {encoder!r} is one of timm, which is not installed; pip install timm, or take another network"
+        ) from error
+    return timm
+
+
 def _create(config: Network, in_channels: int, **weights: Any) -> nn.Module:
-    import timm  # here, because it takes seconds that the other networks need not pay
+    timm = _timm(config.encoder)
 
     check_name(config.encoder)
     levels: dict[str, Any] = {"out_indices": tuple(range(config.encoder_levels))} if config.encoder_levels else {}
@@ -189,16 +199,13 @@ def _file_weights(config: Network) -> dict[str, Any]:
 
 
 def _read(config: Network) -> dict[str, Tensor]:
-    import timm
-
-    found: dict[str, Tensor] = timm.models.load_state_dict(str(config.weights_path))
+    found: dict[str, Tensor] = _timm(config.encoder).models.load_state_dict(str(config.weights_path))
     return found
 
 
 def _names(config: Network) -> dict[str, Tensor]:
     """Return the tensors, their values apart, of the whole network that timm publishes weights of."""
-    import timm
-
+    timm = _timm(config.encoder)
     with torch.device("meta"):
         state: dict[str, Tensor] = timm.create_model(config.encoder).state_dict()
     return state
@@ -223,8 +230,7 @@ def _first_lines(error: Exception) -> str:
 
 def check_name(name: str) -> None:
     """Raise ValueError, naming the nearest, for an encoder that timm lacks."""
-    import timm
-
+    timm = _timm(name)
     if timm.is_model(name):
         return
     architecture = name.partition(".")[0]

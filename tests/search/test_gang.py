@@ -69,6 +69,7 @@ def placement_groups() -> list[str]:
     return [row["state"] for row in placement_group_table().values() if row["state"] != "REMOVED"]
 
 
+@pytest.mark.row("K45")
 def test_trials_run_one_after_another_in_the_same_processes_and_nothing_is_left(run: Run) -> None:
     paths, records = run(search={"trials": 6}, stopping={"rule": "asha", "min_epochs": 1, "reduction": 2})
     states = [record.state for record in records]

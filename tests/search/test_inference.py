@@ -19,7 +19,9 @@ from search import inference
 from search.errors import BadInput, SearchError
 from search.inference import Request
 from search.resources import Room
-from workloads import pairs, telescope
+from workloads import pairs, spark, telescope
+from workloads._spark import generator
+from workloads._spark.generator import Synthetic
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 WORKLOAD, MERGING = "tests.search.sharded", "tests.search.sharded_and_merged"
@@ -90,6 +92,26 @@ def test_two_workers_write_what_one_process_does_byte_for_byte(
     assert hashes(tmp_path / "together") == hashes(tmp_path / "alone")
     assert len(written) == 2 * 7
     assert {str(path.relative_to(tmp_path / "together")) for path in written} == set(hashes(tmp_path / "alone"))
+
+
+@pytest.mark.ray
+@pytest.mark.row("K34")
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_make_one_submission_of_spacecraft_byte_for_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SEGMENTATION_CACHE", str(tmp_path / "cache"))
+    checkpoint, alone, together = (tmp_path / name for name in ("trained", "alone", "together"))
+    epochs = spark.train(spark.Config.debug())
+    next(epochs).save(checkpoint)
+    epochs.close()
+    source = generator.ensure(Synthetic(samples=40, size=80, test_images=7), tmp_path) / generator.TEST_FOLDER
+    spark.predict(checkpoint, source, alone)
+    words = ["predict", "spark", str(checkpoint), str(source), "--workers", "2", "--out", str(together)]
+    assert command.main(words) == DONE
+    assert hashes(together) == hashes(alone)
+    assert len(hashes(alone)) == 2 * 7 + 1
+    assert capsys.readouterr().out.splitlines() == [str(together / name) for name in sorted(hashes(together))]
 
 
 @pytest.mark.ray

@@ -7,10 +7,11 @@ from torchvision.transforms.v2 import functional as transforms
 from segmentation import augmentation
 from segmentation.augmentation import NONE, Augmentation
 from segmentation.loading import generator
+from segmentation.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 
 MOVES = {"horizontal_flip": 1.0, "vertical_flip": 1.0, "rotate90": 1.0}
 WARPS = {"rotate_degrees": 30.0, "scale": 0.3, "translate": 0.2, "elastic": 3.0}
-COLOURS = {"brightness": 0.3, "contrast": 0.3, "gamma": 0.5, "blur": 1.5, "noise": 0.2}
+COLOURS = {"brightness": 0.3, "brightness_factor": 0.3, "contrast": 0.3, "gamma": 0.5, "blur": 1.5, "noise": 0.2}
 
 
 def only(**changed):
@@ -23,7 +24,7 @@ def batch(count=6, size=16, channels=2):
 
 
 def test_every_amount_is_tried_here():
-    known = {field.name for field in dataclasses.fields(Augmentation)} - {"elastic_smoothness"}
+    known = {field.name for field in dataclasses.fields(Augmentation)} - {"elastic_smoothness", "colour_probability"}
     assert {*MOVES, *WARPS, *COLOURS} == known
 
 
@@ -149,8 +150,42 @@ def test_quarter_turns_of_oblongs_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("horizontal_flip", 1.5), ("contrast", 2.0), ("noise", -0.1), ("elastic_smoothness", 0.5)]
+    ("name", "value"),
+    [
+        ("horizontal_flip", 1.5),
+        ("contrast", 2.0),
+        ("brightness_factor", 2.0),
+        ("colour_probability", 1.1),
+        ("noise", -0.1),
+        ("elastic_smoothness", 0.5),
+    ],
 )
 def test_impossible_amounts_are_refused_by_name(name, value):
     with pytest.raises(ValueError, match=f"{name}: got {value}"):
         Augmentation(**{name: value})
+
+
+@pytest.mark.row("K22")
+def test_a_brightness_factor_multiplies_the_stored_values():
+    """What is normalised afterwards is as if the picture had been multiplied before."""
+    raw = torch.randint(0, 180, (40, 3, 8, 8), generator=generator(1), dtype=torch.uint8).double()
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    normaliser = Normaliser(method="imagenet", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    augment = augmentation.build(dataclasses.replace(NONE, brightness_factor=0.2), normaliser.black)
+    image, mask = (raw / 255 - mean) / std, torch.zeros(40, 8, 8, dtype=torch.int64)
+    stored = (augment(image, mask, generator(0))[0] * std + mean) * 255
+    factor = (stored / raw.clamp_min(1)).amax((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(stored, raw * factor)
+    assert 0.8 <= factor.min() < 0.85 and 1.15 < factor.max() <= 1.2
+
+
+@pytest.mark.row("K22")
+@pytest.mark.parametrize(("name", "amount"), COLOURS.items())
+def test_changes_of_colour_come_with_their_probability(name, amount):
+    image, mask = batch(1)
+    image, mask = image.expand(400, -1, -1, -1), mask.expand(400, -1, -1)
+    moved, _ = only(**{name: amount}, colour_probability=0.5)(image, mask, generator(0))
+    changed = (moved != image).flatten(1).any(1)
+    assert 0.4 < changed.float().mean() < 0.6
+    never, _ = only(**{name: amount}, colour_probability=0.0)(image, mask, generator(0))
+    assert torch.equal(never, image)

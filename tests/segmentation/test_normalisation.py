@@ -116,3 +116,12 @@ def test_input_is_left_alone_and_output_is_new(method):
 def test_percentiles_the_wrong_way_round_are_refused():
     with pytest.raises(ValueError, match=r"low: got 99\.5 with high 0\.5"):
         Normalise(low=99.5, high=0.5)
+
+
+@pytest.mark.parametrize("method", ["unit", "imagenet", "standard", "none"])
+def test_black_is_what_a_stored_zero_becomes(method):
+    numbers = {"mean": (0.5, 0.4, 3.0), "std": (0.2, 0.25, 2.0)} if method in ("imagenet", "standard") else {}
+    normaliser = Normaliser(method=method, **numbers)
+    stored = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+    expected = torch.tensor(normaliser.black).view(1, -1, 1, 1).expand(1, 3, 1, 1)
+    torch.testing.assert_close(normaliser(stored), expected)

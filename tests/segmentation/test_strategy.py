@@ -117,6 +117,7 @@ def test_two_ranks_train_as_one_process_with_their_batch(count, tmp_path):
             assert ours[name] == pytest.approx(value, abs=1e-5), name
 
 
+@pytest.mark.row("K16", "K45")
 def test_one_checkpoint_is_written_and_one_process_goes_on_from_it(tmp_path):
     together(tmp_path, 7)
     assert not (tmp_path / "epoch1-rank1").exists()

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import tomllib
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -505,3 +506,12 @@ def test_without_deepspeed_all_but_deepspeed_trains(tmp_path):
         "strategy: got deepspeed, which is not installed; "
         'install it by pip install "segmentation-search[deepspeed]", or write ddp',
     ]
+
+
+@pytest.mark.row("K44")
+def test_deepspeed_is_an_extra_that_the_base_does_without():
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    assert {"deepspeed", "ninja"} <= set(project["optional-dependencies"]["deepspeed"])
+    needed = " ".join(project["dependencies"])
+    assert "deepspeed" not in needed
+    assert all(name in needed for name in ("torch", "torchvision", "timm"))

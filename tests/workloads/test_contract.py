@@ -288,11 +288,20 @@ def test_a_prediction_is_scaled_as_training_and_evaluation_were(name, workload, 
 def test_flips_are_averaged_in_evaluation_too(name, workload, monkeypatch, tmp_path):
     if "flips" not in configuration.fields(workload.Config):
         pytest.skip(f"{name} has no flips")
-    folder = tmp_path / "flipped"
-    pull(workload, debug(workload, flips=True, epochs=1), folder)
-    found = workload.evaluate(folder / "epoch-1", "test", tmp_path / "with")
-    monkeypatch.setattr(prediction, "FLIPS", ((),))
-    plain = workload.evaluate(folder / "epoch-1", "test", tmp_path / "without")
+    pull(workload, debug(workload, epochs=1), tmp_path)
+    checkpoint = tmp_path / "epoch-1"
+    views, mean = [], prediction._mean
+
+    def turned(model, image, sides, multilabel):
+        """Return what was asked for, its classes the other way round."""
+        views.append(len(sides))
+        return mean(model, image, sides, multilabel).flip(1)
+
+    monkeypatch.setattr(prediction, "_mean", turned)
+    plain = workload.evaluate(checkpoint, "test", tmp_path / "without")
+    assert not views
+    found = workload.evaluate(checkpoint, "test", tmp_path / "with", {"flips": True})
+    assert set(views) == {4}
     assert found.details["flips"] is True
     assert found.metrics != plain.metrics
 
@@ -335,3 +344,30 @@ def test_a_search_of_two_trials_ends_with_an_evaluated_winner(name, workload, ra
     assert winner.test.low is not None and winner.test.low <= winner.test.value <= winner.test.high
     assert (plan.paths.model(winner.name)).is_dir()
     assert plan.paths.leaderboard.is_file() and plan.paths.report.is_file()
+
+
+@pytest.mark.row("K38")
+def test_a_profile_is_promised_and_reported(workload):
+    if "profile" not in configuration.fields(workload.Config):
+        pytest.skip("this workload trains no network")
+    config = debug(workload, profile=True, epochs=1)
+    [(_, told)] = pull(workload, config)
+    shares = {name: share for name, share in told.items() if name.startswith("time_")}
+    assert told.keys() == workload.metrics(config).keys() > workload.metrics(debug(workload)).keys()
+    assert sum(shares.values()) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("several", [("a.png", "a.tif"), ("a.png", "b.png", "a.PNG")])
+def test_pictures_whose_predictions_would_have_one_name_are_refused(name, workload, tmp_path, several):
+    if name == "toy":
+        pytest.skip("the toy has no images")
+    if name == "spark":
+        several = [each.replace("tif", "jpg") for each in several]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for each in several:
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / each)
+    with pytest.raises(DataError, match=rf"{folder}: .*a\.\w+ and a\.\w+ would .*; rename"):
+        workload.sources(folder)
+    (folder / several[-1]).unlink()
+    assert len(workload.sources(folder)) == len(several) - 1

@@ -46,6 +46,14 @@ def config(folder, **changed):
     return Config(data=Data(root=str(folder), tile=16, **changed))
 
 
+def test_the_cache_may_lie_in_the_home_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    pairs.prepare(config(folder, cache="~/decoded"))
+    assert list((tmp_path / "home" / "decoded").iterdir())
+    assert not (tmp_path / "~").exists()
+
+
 def refused(folder, problem, **changed):
     with pytest.raises(DataError, match=problem) as caught:
         pairs.prepare(config(folder, **changed))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import pytest
 import torch
 import torch.multiprocessing
 from PIL import Image
+from torch._dynamo.exc import TorchDynamoException
 
 import configuration
+import tune
 from configuration import ConfigError
 from search import spec_file
 from search.trial import TrialRun
@@ -22,6 +26,7 @@ from segmentation import checkpoints, losses, networks, splits
 from segmentation.epoch import DataError
 from segmentation.networks import Network
 from segmentation.networks.cost import BACKBONES, macs, parameters
+from segmentation.prediction import FlipAverage
 from tests.conftest import ROOT
 from workloads import __main__ as command
 from workloads import pairs, spark
@@ -92,6 +97,7 @@ def evaluated(trained, tmp_path_factory):
 @pytest.mark.row("K16")
 @pytest.mark.row("K20")
 @pytest.mark.row("K21")
+@pytest.mark.row("K22")
 def test_reference_preset_is_the_originals_values():
     config = spark.Config.reference()
     expected = {
@@ -128,8 +134,10 @@ def test_reference_preset_is_the_originals_values():
         "augmentation.horizontal_flip": 0.5,
         "augmentation.vertical_flip": 0.5,
         "augmentation.rotate90": 0.5,
-        "augmentation.brightness": 0.2,
+        "augmentation.brightness": 0.0,
+        "augmentation.brightness_factor": 0.2,
         "augmentation.contrast": 0.2,
+        "augmentation.colour_probability": 0.5,
         "upsample": "nearest",
         "submission": "bool",
         "evaluation_batch": 32,
@@ -552,7 +560,7 @@ def test_every_setting_of_evaluation_reaches_it(trained, tree, tmp_path, monkeyp
     real = inference.logits
 
     def look(model, image, **options):
-        seen.append((tuple(image.shape), options["precision"], options["flips"]))
+        seen.append((tuple(image.shape), options["precision"], isinstance(model, FlipAverage)))
         return real(model, image, **options)
 
     monkeypatch.setattr(inference, "logits", look)
@@ -578,12 +586,93 @@ def test_half_precision_computes_in_half_and_answers_in_single(trained):
     image = normaliser(torch.from_numpy(samples.image(made.train[0]).copy())[None])
     seen = []
     model.head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    found = [inference.logits(model, image, flips=False, precision=name) for name in ("fp32", "bf16")]
+    found = [inference.logits(model, image, precision=name) for name in ("fp32", "bf16")]
     assert seen == [torch.float32, torch.bfloat16]
     assert [each.dtype for each in found] == [torch.float32] * 2
     assert found[0].shape == (1, 3, 64, 64)
     assert set(found[0].argmax(1).unique().tolist()) <= {0, 1, 2}
     assert not torch.equal(*found)
+
+
+def _compiler(monkeypatch, fail):
+    """Replace the compiler by one that counts its calls, or that fails at the first of them."""
+    calls = []
+
+    def compiler(call):
+        def compiled(*inputs):
+            calls.append(tuple(inputs[0].shape))
+            if fail:
+                raise TorchDynamoException("no compiler was found")
+            return call(*inputs)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    return calls
+
+
+@pytest.mark.row("K23")
+@pytest.mark.row("K41")
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("flips", [False, True])
+def test_compiled_evaluation_and_prediction_are_the_same_with_or_without_a_compiler(
+    trained, tree, evaluated, tmp_path, monkeypatch, caplog, fail, flips
+):
+    plain = spark.evaluate(trained, "test", tmp_path / "plain", {"flips": flips, "examples": 0})
+    calls = _compiler(monkeypatch, fail)
+    changes = {"compile": True, "flips": flips, "examples": 0}
+    found = spark.evaluate(trained, "test", tmp_path / "compiled", changes)
+    assert found.metrics == plain.metrics
+    assert calls == [(10, 3, 64, 64)] * (1 if fail or not flips else 4)
+    assert ("compile: the network cannot be compiled here and runs as it is (no compiler" in caplog.text) == fail
+    calls.clear()
+    source = next((tree / generator.TEST_FOLDER).iterdir())
+    spark.predict(trained, source, tmp_path / "predicted", changes)
+    assert calls == [(1, 3, 64, 64)] * (1 if fail or not flips else 4)
+
+
+@pytest.mark.row("K41")
+def test_weights_of_a_compiled_run_are_those_of_another(tmp_path, monkeypatch):
+    pull(debug(epochs=1), tmp_path / "plain")
+    calls = _compiler(monkeypatch, fail=False)
+    config = debug(epochs=1, compile=True, out=str(tmp_path / "out"))
+    pull(config, tmp_path / "compiled")
+    assert calls
+    plain, ours = (
+        checkpoints.safetensors_weights(tmp_path / which / "epoch-1" / checkpoints.WEIGHTS_FILE)
+        for which in ("plain", "compiled")
+    )
+    kept, _ = training_files.load_model(tmp_path / "out" / "unet3plus_final")
+    assert plain.keys() == ours.keys() == kept.keys()
+    assert all(torch.equal(plain[name], ours[name]) and torch.equal(ours[name], kept[name]) for name in plain)
+
+
+@pytest.mark.row("K40")
+@pytest.mark.parametrize("where", ["unet3plus_best/unet3plus_model.pt", "unet3plus_best", ""])
+def test_a_model_of_the_originals_form_is_evaluated_and_predicted_with(left, tree, tmp_path, where, capsys, caplog):
+    model = str(left[0] / where)
+    words = ["--set", "data.target_size=64", "--set", "data.synthetic.samples=40", "--set", "data.synthetic.size=64"]
+    assert command.main(["evaluate", "spark", model, "--out", str(tmp_path / "scores"), *words]) == 0
+    assert "tells its network alone" in caplog.text
+    found = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    trained = max(left[2], key=lambda number: -left[2][number]["val_loss"])
+    assert found["metrics"]["parameters"] == left[2][trained]["parameters"]
+    assert found["details"]["images"] == 10, "val.csv, which was not trained on"
+    source = str(tree / generator.TEST_FOLDER)
+    assert command.main(["predict", "spark", model, source, "--out", str(tmp_path / "layers"), *words]) == 0
+    assert (tmp_path / "layers" / "submission.zip").is_file()
+    capsys.readouterr()
+    assert command.main(["evaluate", "spark", model, "--set", "network.cat_channels=8"]) == 2
+    assert "network.cat_channels: cannot be another than in" in capsys.readouterr().err
+
+
+@pytest.mark.row("K40")
+def test_a_file_that_is_no_model_is_named(tmp_path, capsys):
+    (tmp_path / "any.pt").write_bytes(b"no model")
+    assert command.main(["evaluate", "spark", str(tmp_path / "any.pt")]) == 2
+    assert f"{tmp_path}/any.pt: " in capsys.readouterr().err
+    assert command.main(["evaluate", "pairs", str(tmp_path / "any.pt")]) == 2
+    assert "any.pt: a file; expected a checkpoint folder" in capsys.readouterr().err
 
 
 def test_a_change_that_does_not_exist_is_named(trained, capsys):
@@ -594,7 +683,8 @@ def test_a_change_that_does_not_exist_is_named(trained, capsys):
 def test_flips_make_the_prediction_of_a_mirrored_image_the_mirrored_prediction(trained):
     _, model, _ = spark.load(trained)
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    there, back = (inference.logits(model, each, flips=True, precision="fp32") for each in (image, image.flip(-1)))
+    turned = FlipAverage(model, multilabel=False)
+    there, back = (inference.logits(turned, each, precision="fp32") for each in (image, image.flip(-1)))
     torch.testing.assert_close(back.flip(-1), there, atol=1e-4, rtol=1e-3)
 
 
@@ -735,6 +825,63 @@ def test_values_that_cannot_be_are_refused(values, message):
         configuration.replace(spark.Config.debug(), values)
 
 
+@pytest.mark.parametrize(
+    ("name", "choices", "message"),
+    [
+        ("network.encoder", "resnet34,resnet43", "timm has no model 'resnet43'; did you mean 'resnet34'"),
+        ("network.encoder", "resnet34,vit_tiny_patch16_224", "cannot take images of 64x64"),
+        ("data.target_size", "64,8", "data.target_size: got 8; expected at least 32, twice the stride 16"),
+    ],
+)
+def test_a_choice_of_a_search_that_cannot_be_trained_is_refused_before_it_starts(
+    name, choices, message, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(ROOT)
+    words = ["--space", "unet3plus_debug", "--dry-run", "--runs", str(tmp_path / "runs")]
+    assert tune.main([*words, "--set", f"parameters.{name}.choices=[{choices}]"]) == 2
+    told = capsys.readouterr().err
+    bad = choices.partition(",")[2]
+    assert re.search(rf"parameters\.{name}: '?{bad}'? cannot be trained: .*{re.escape(message)}", told)
+    assert "Traceback" not in told
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "spark", "--set", "preset=debug"],
+        ["evaluate", "spark", "CHECKPOINT"],
+        ["predict", "spark", "CHECKPOINT", "IMAGES"],
+    ],
+)
+def test_an_output_folder_that_cannot_be_written_is_named(words, trained, tree, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    places = {"CHECKPOINT": str(trained), "IMAGES": str(tree / generator.TEST_FOLDER)}
+    words = [places.get(word, word) for word in words]
+    assert command.main([*words, "--out", str(tmp_path / "file" / "inside")]) == 2
+    assert capsys.readouterr().err.endswith(": Not a directory; write to another folder by --out\n")
+
+
+@pytest.mark.row("K10")
+def test_all_missing_files_are_listed_and_a_cut_picture_is_named_on_the_command_line(tree, tmp_path, capsys):
+    root = tmp_path / "data"
+    shutil.copytree(tree, root)
+    pictures = sorted((root / "images").rglob("train/*.jpg"))
+    for path in pictures[:9]:
+        path.unlink()
+    words = ["inspect", "spark", "--set", "preset=debug", "--set", f"data.root={root}", "--out", str(tmp_path / "o")]
+    assert command.main(words) == 2
+    told = capsys.readouterr().err
+    assert "train.csv: 9 of 30 rows lack a file: " in told
+    assert all(str(path) in told for path in pictures[:9])
+    assert told.endswith("or remove the rows\n") and told.count("\n") == 1
+    for path in pictures[:9]:
+        shutil.copy(pictures[9], path)
+    pictures[3].write_bytes(pictures[9].read_bytes()[:-200])
+    assert command.main(words) == 2
+    assert f"{pictures[3]}: unreadable or truncated" in capsys.readouterr().err
+
+
 @pytest.mark.row("K10")
 def test_preparing_lists_what_is_missing(tree, tmp_path):
     root = tmp_path / "data"
@@ -808,3 +955,13 @@ def test_shared_spacecraft_train_through_pairs(shared_data, tmp_path):
     assert sum(manifest["samples"].values()) == 6 * 16
     [epoch] = pairs.train(config)
     assert 0 <= epoch.metrics["val_mean_iou_no_bg"] <= 1
+
+
+@pytest.mark.row("K44")
+def test_a_missing_timm_is_one_clear_line(monkeypatch, capsys):
+    spark._price.cache_clear()
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert command.main(["train", "spark", "--set", "preset=debug", "--out", "nowhere"]) == 2
+    told = capsys.readouterr().err
+    assert "network.encoder: 'resnet10t' is one of timm, which is not installed; pip install timm" in told
+    assert told.count("\n") == 1

@@ -171,7 +171,7 @@ def test_rows_whose_files_are_missing_are_counted_and_listed(tmp_path):
     root = _tree(tmp_path, rows)
     for number in range(7):
         (root / "mask" / "Soho" / "train" / f"{number}_layer.jpg").unlink()
-    with pytest.raises(DataError, match=r"train\.csv: 7 of 10 rows lack a file: .*/0_layer\.jpg.* and 2 more"):
+    with pytest.raises(DataError, match=r"train\.csv: 7 of 10 rows lack a file: .*/0_layer\.jpg.*/6_layer\.jpg; put"):
         _find(root)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from segmentation import images, splits, tiling
-from segmentation.cache import cached, content_hash
+from segmentation.cache import cache_folder, cached, content_hash
 from segmentation.epoch import DataError
 from segmentation.samples import Sample, Samples, size_text
 from segmentation.splits import Splits
@@ -79,7 +79,7 @@ class Data:
 def load(data: Data) -> tuple[Samples, Splits]:
     """Return the tiles and who has which; test tiles are sealed until evaluation opens them."""
     pairs = find_pairs(data)
-    samples = cached(_key(data, pairs), lambda: decode(data, pairs), folder=Path(data.cache) if data.cache else None)
+    samples = cached(_key(data, pairs), lambda: decode(data, pairs), folder=cache_folder(data.cache))
     key = "region" if _by_region(data, len(pairs)) else data.group
     made = splits.split(samples.names, samples.groups, fractions=data.fractions, seed=data.split_seed, key=key)
     return samples.seal(made.test), made
@@ -155,7 +155,7 @@ def manifest(data: Data, samples: Samples, made: Splits) -> dict[str, Any]:
     per_split = {name: counts[list(made[name])].sum(axis=0) for name in splits.NAMES}
     names = class_names(data)
     return {
-        "sha256": content_hash(_files(find_pairs(data)), folder=Path(data.cache) if data.cache else None),
+        "sha256": content_hash(_files(find_pairs(data)), folder=cache_folder(data.cache)),
         "samples": {name: len(made[name]) for name in splits.NAMES},
         "groups": {name: len({made.groups[index] for index in made[name]}) for name in splits.NAMES},
         "group_key": made.key,
@@ -225,7 +225,7 @@ def _key(data: Data, pairs: Sequence[Pair]) -> str:
     for name in ("root", "images", "masks", "class_names", "fractions", "split_seed", "cache"):
         del settings[name]
     extra = json.dumps([VERSION, settings], sort_keys=True)
-    contents = content_hash(_files(pairs), extra=extra, folder=Path(data.cache) if data.cache else None)
+    contents = content_hash(_files(pairs), extra=extra, folder=cache_folder(data.cache))
     return f"pairs-{hashlib.sha256(contents.encode()).hexdigest()[:32]}"
 
 

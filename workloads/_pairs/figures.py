@@ -33,7 +33,7 @@ def save_samples(
 
     image = torch.cat([normalise(torch.from_numpy(samples.image(index).copy())[None]) for index in shown])
     mask = torch.stack([torch.from_numpy(samples.mask(index).copy()).long() for index in shown])
-    moved, moved_mask = augmentation.build(augment)(image, mask, generator(0))
+    moved, moved_mask = augmentation.build(augment, normalise.black)(image, mask, generator(0))
     figure = Figure(figsize=(9, 2.6 * len(shown) + 0.6), layout="constrained")
     rows = figure.subplots(len(shown), len(COLUMNS), squeeze=False)
     for row, index in enumerate(shown):

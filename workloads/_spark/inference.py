@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from segmentation import metrics, prediction, training
+from segmentation import metrics, training
 from segmentation.loading import Normaliser, capped_workers
 from segmentation.training import Batch
 from workloads._spark import reader, submission
@@ -34,24 +34,18 @@ class Found:
     """Class ids (H, W) of the samples to keep."""
 
 
-def logits(model: nn.Module, image: Tensor, *, flips: bool, precision: str) -> Tensor:
-    """Return logits (B, K, H, W) in single precision of images (B, C, H, W), computed in the precision asked for.
-
-    With `flips` they are logarithms of the mean probability over mirror images.
-    """
+def logits(model: nn.Module, image: Tensor, *, precision: str) -> Tensor:
+    """Return logits (B, K, H, W) in single precision of images (B, C, H, W), computed in the precision asked for."""
     with training.autocast(image.device, training.resolve_precision(precision, image.device)), torch.inference_mode():
-        if not flips:
-            found: Tensor = model(image)
-            return found.float()
-        # A probability of 0 has no logarithm.
-        return prediction.predict(model, image, multilabel=False, flips=True).clamp(min=1e-12).log()
+        found: Tensor = model(image)
+        return found.float()
 
 
-def score(model: nn.Module, batches: Iterable[Batch], keep: Collection[int], *, flips: bool, precision: str) -> Found:
+def score(model: nn.Module, batches: Iterable[Batch], keep: Collection[int], *, precision: str) -> Found:
     """Return the confusion table of every sample, and the predictions of those to keep."""
     index, tables, predicted = [np.empty(0, np.int64)], [np.empty((0, len(CLASSES), len(CLASSES)), np.int64)], {}
     for image, mask, numbers in batches:
-        classes = logits(model, image, flips=flips, precision=precision).argmax(1)
+        classes = logits(model, image, precision=precision).argmax(1)
         index.append(numbers.numpy())
         tables.append(metrics.confusion(classes, mask, len(CLASSES)))
         for number, found in zip(numbers.tolist(), classes, strict=True):
@@ -69,7 +63,6 @@ def predict(
     batch_size: int,
     loader_workers: int,
     upsample: Upsample,
-    flips: bool,
     precision: str,
 ) -> Iterator[tuple[Path, Pixels]]:
     """Yield each picture's path with its class ids (H, W) at its own size; the network sees squares of `size` pixels.
@@ -87,7 +80,7 @@ def predict(
             squares, sizes = zip(*(each.result() for each in coming), strict=True)
             coming = [pool.submit(_read, path, size) for path in following]
             seen = normalise(torch.from_numpy(np.stack(squares)))
-            found = logits(model, seen.to(device), flips=flips, precision=precision)
+            found = logits(model, seen.to(device), precision=precision)
             for path, own, own_size in zip(group, found, sizes, strict=True):
                 yield path, submission.to_classes(own, own_size, upsample)
 

@@ -50,7 +50,7 @@ def find(part: Part, table: Path, image_root: Path, mask_root: Path) -> list[Sou
 
     Raises:
         DataError: for a CSV that is missing, unreadable, empty or lacks columns; a row that stands there twice or has
-            an empty cell; or rows whose files are missing: all are counted, the first few listed.
+            an empty cell; or rows whose files are missing: all of them are counted and listed.
     """
     sources = [_source(part, row, image_root, mask_root) for row in _rows(table)]
     if twice := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
@@ -137,13 +137,17 @@ def _rows(table: Path) -> list[dict[str, str]]:
     except FileNotFoundError as error:
         raise DataError(f"{table}: no such file; expected columns {', '.join(COLUMNS)}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read as CSV ({error})") from error
+        raise DataError(f"{table}: cannot be read as CSV ({error}); save it as CSV in UTF-8") from error
     if missing := [column for column in COLUMNS if column not in there]:
-        raise DataError(f"{table}: no column {', '.join(missing)}; it has {', '.join(there) or 'none'}")
+        raise DataError(
+            f"{table}: no column {', '.join(missing)}; it has {', '.join(there) or 'none'}; name them in its first line"
+        )
     if not rows:
         raise DataError(f"{table}: holds no row; expected one for each picture")
     if empty := [str(line) for line, row in enumerate(rows, start=2) if not all(row[column] for column in COLUMNS)]:
-        raise DataError(f"{table}: {len(empty)} rows with an empty cell, in lines {_listed(empty)}")
+        raise DataError(
+            f"{table}: {len(empty)} rows with an empty cell, in lines {_listed(empty)}; fill or remove them"
+        )
     return rows
 
 
@@ -157,8 +161,9 @@ def _refuse_missing(table: Path, sources: Sequence[Source]) -> None:
     exists = _existing(path.parent for source in sources for path in (source.image, source.mask))
     missing = [(source.image, source.mask) for source in sources if not (exists(source.image) and exists(source.mask))]
     if missing:
-        gone = [str(path) for pair in missing for path in pair if not exists(path)]
-        raise DataError(f"{table}: {len(missing)} of {len(sources)} rows lack a file: {_listed(gone)}")
+        gone = ", ".join(str(path) for pair in missing for path in pair if not exists(path))
+        remedy = "put them there, name other folders by data.image_root and data.mask_root, or remove the rows"
+        raise DataError(f"{table}: {len(missing)} of {len(sources)} rows lack a file: {gone}; {remedy}")
 
 
 def _existing(folders: Iterable[Path]) -> Callable[[Path], bool]:

@@ -35,6 +35,7 @@ MODEL_FILE = "unet3plus_model.pt"
 CONFIG_FILE = "config.json"
 WEIGHTS_KEY = "model_state_dict"
 MODEL_TYPE = "unet3plus"
+BEST = "unet3plus_best"
 HISTORY_FILE = "history.json"
 PLOTS_FILE = "training_plots.png"
 REPORT_FILE = "training_report.txt"
@@ -108,7 +109,7 @@ class RunFolder:
     def add(self, epoch: int, metrics: Row, weights: Weights) -> None:
         """Keep an epoch, counted from 1: as the best so far, and as every tenth, where it is."""
         if self._is_best(metrics):
-            save_model(self.folder / "unet3plus_best", weights, self.architecture)
+            save_model(self.folder / BEST, weights, self.architecture)
         if self.save_every and epoch % self.save_every == 0:
             save_model(self.folder / f"unet3plus_epoch_{epoch}", weights, self.architecture)
         self.rows.append({"epoch": epoch, **metrics})
@@ -173,6 +174,16 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], Architecture]:
         raise CheckpointError(f"{file}: {error}") from error
     _refuse_other_config(file.parent / CONFIG_FILE, architecture)
     return unwrapped(_tensors(file, content[WEIGHTS_KEY])), architecture
+
+
+def found_at(path: Path) -> Path | None:
+    """Return the .pt file, or the folder with a model of the original's form, that a path means; None: neither.
+
+    A run's own folder means its best epoch.
+    """
+    if path.is_file():
+        return path
+    return next((folder for folder in (path, path / BEST) if (folder / MODEL_FILE).is_file()), None)
 
 
 def load_network(path: Path) -> tuple[nn.Module, Network, Architecture]:
