@@ -21,16 +21,16 @@ class EncoderNetwork(nn.Module):
         info: Any = encoder.feature_info
         self.strides: list[int] = info.reduction()
         self.frozen = self.always_frozen = frozen
-        self.learning = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-        """What learns of the encoder whenever it does not rest."""
+        self.idle = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
+        """What never learns of the encoder. By name: some strategies put parameters of their own in these places."""
         self.encoder = encoder
         self.rest(frozen)
 
     def rest(self, resting: bool) -> None:
         """Freeze the encoder, or let it learn again; one that was built frozen stays so."""
         self.frozen = resting or self.always_frozen
-        for parameter in self.learning:
-            parameter.requires_grad_(not self.frozen)
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(not self.frozen and name not in self.idle)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a frozen encoder stays in evaluation, where batch norm keeps its statistics."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DECODER_WIDTHS = (256, 128, 64, 32, 16)
 PROBE = 64
-"""Side of an image that any encoder takes."""
+"""Side of an image that any encoder takes, unless it takes one side only."""
 
 
 def build(config: Network, in_channels: int, classes: int) -> nn.Module:
@@ -138,10 +138,6 @@ def _create(config: Network, in_channels: int, **weights: Any) -> nn.Module:
         encoder: nn.Module = timm.create_model(
             config.encoder, features_only=True, in_chans=in_channels, **levels, **weights
         )
-        if levels:
-            _cut(encoder)
-            _rest_idle(encoder, in_channels)
-        return encoder
     except (AssertionError, IndexError, AttributeError, TypeError) as error:
         if weights:
             raise
@@ -150,6 +146,10 @@ def _create(config: Network, in_channels: int, **weights: Any) -> nn.Module:
             f"encoder: {config.encoder!r} gives no feature maps{asked} ({error}); "
             "choose fewer encoder_levels or another encoder, such as resnet18 or convnext_tiny"
         ) from error
+    if levels:
+        _cut(encoder)
+        _rest_idle(encoder, in_channels)
+    return encoder
 
 
 def _cut(encoder: Any) -> None:
@@ -163,8 +163,9 @@ def _cut(encoder: Any) -> None:
 
 def _rest_idle(encoder: nn.Module, in_channels: int) -> None:
     """Let weights rest that no feature map depends on: several processes would wait for their gradients."""
-    parameters = list(encoder.parameters())
-    maps = encoder.eval()(torch.zeros(1, in_channels, PROBE, PROBE))
+    parameters, published = list(encoder.parameters()), getattr(encoder, "pretrained_cfg", {})
+    side = published["input_size"][-1] if published.get("fixed_input_size") else PROBE
+    maps = encoder.eval()(torch.zeros(1, in_channels, side, side))
     gradients = torch.autograd.grad(sum(found.sum() for found in maps), parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
