@@ -51,7 +51,6 @@ class Leader:
 
     def __init__(self, order: Mapping[str, Any], saving: Callable[[Path], None]) -> None:
         self.run = TrialRun(order, saving)
-        _freeze_imports()
 
     def start(self) -> dict[str, Any]:
         """Return what the others need to go on from the same place."""
@@ -103,6 +102,7 @@ def _serve(crew: Connection, rank: int) -> None:
             if order["do"] in ("begin", "close") and part is not None:
                 part.close()
                 part = None
+                _freeze_imports()
             if order["do"] == "begin":
                 part = _part(crew, rank, order)
                 answer = part.start() if isinstance(part, Leader) else {}
@@ -127,7 +127,7 @@ def _part(crew: Connection, rank: int, order: Mapping[str, Any]) -> Leader | Fol
 
 @functools.cache
 def _freeze_imports() -> None:
-    """Take what is imported with the first trial out of all later collections: it stays."""
+    """Take what was imported for the first trial out of all later collections: it stays."""
     gc.freeze()
 
 
