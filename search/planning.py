@@ -43,6 +43,7 @@ def make(spec: SearchSpec, folder: Path) -> Plan:
     """
     tracking.check(spec.tracking)
     room = ray_session.room()
+    minded = resources.notes(spec, room)
     spec = resources.resolved(spec, room)
     slots = resources.slots(spec.resources, room)
     resources.check_evaluation(spec.evaluation, room)
@@ -64,7 +65,7 @@ def make(spec: SearchSpec, folder: Path) -> Plan:
         room=room,
         sampler=f"{name}: {why}",
         incumbent=incumbent,
-        notes=(*notes, *manifest.get("warnings", [])),
+        notes=(*minded, *notes, *manifest.get("warnings", [])),
     )
 
 

@@ -36,6 +36,16 @@ def resolved(spec: SearchSpec, room: Room) -> SearchSpec:
     return dataclasses.replace(spec, resources=workers, evaluation=evaluation)
 
 
+def notes(spec: SearchSpec, room: Room) -> list[str]:
+    """Return what to mind about the GPUs of a spec as it was written."""
+    if spec.resources.gpus_per_worker != "auto" or room.gpus or room.most is not None or not room.grows:
+        return []
+    return [
+        f"resources.gpus_per_worker: auto is none, since {room.where} has no GPU and does not say what may come; "
+        "write 1 to ask for them"
+    ]
+
+
 def worker(resources: Resources) -> dict[str, float]:
     """Return what a worker takes, in Ray's words."""
     return {"CPU": resources.cpus_per_worker, "GPU": _number(resources.gpus_per_worker)}

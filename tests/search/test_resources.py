@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from search.errors import SpecError
-from search.resources import Room, check_evaluation, is_gang, resolved, slots
+from search.resources import Room, check_evaluation, is_gang, notes, resolved, slots
 from search.spec import Evaluation, Resources, SearchSpec
 
 HERE = Room(4.0, 1.0, "this machine")
@@ -91,6 +92,17 @@ def test_auto_is_a_gpu_where_there_are_any(toy: Callable[..., SearchSpec], room:
     assert (spec.resources.gpus_per_worker, spec.evaluation.gpus) == (gpus, gpus)
     given = resolved(toy(resources={"gpus_per_worker": 0.5}, evaluation={"gpus": 0}), room)
     assert (given.resources.gpus_per_worker, given.evaluation.gpus) == (0.5, 0)
+
+
+def test_a_cluster_that_may_have_gpus_later_is_asked_for_them_by_number(toy: Callable[..., SearchSpec]) -> None:
+    unknown = Room(8.0, 0.0, "the cluster at present", grows=True)
+    assert notes(toy(), unknown) == [
+        "resources.gpus_per_worker: auto is none, since the cluster at present has no GPU and does not say what may "
+        "come; write 1 to ask for them"
+    ]
+    assert notes(toy(resources={"gpus_per_worker": 1}), unknown) == []
+    for room in (HERE, Room(8.0, 0.0, "this machine"), dataclasses.replace(unknown, most=(8.0, 0.0))):
+        assert notes(toy(), room) == []
 
 
 @pytest.mark.parametrize(
