@@ -341,6 +341,8 @@ def test_a_plan_is_made_without_writing(toy: Load, search: Search) -> None:
     plan = planning.make(spec, search.paths.folder)
     assert plan.incumbent == {"width": 8, "lr": 0.1}
     assert plan.notes == (
+        "resources.gpus_per_worker: auto is none, since the cluster at present has no GPU and does not say what may "
+        "come; write 1 to ask for them",
         "first trial: width 32 is outside the space; 8 instead",
         "first trial: lr 0.001 is outside the space; 0.1 instead",
     )
