@@ -25,7 +25,7 @@ from search.epochs import EpochLine
 from search.record import StudyPaths, TrialRecord
 
 TINY = {"stops": 3, "kills": 1}
-TRIALS_PER_STOP = 1.6
+TRIALS_PER_STOP = 1.75
 """Asha lets one in three go on, but early on more."""
 BETWEEN_S = (0.5, 3.0)
 """Time from the first report after a kill to the next kill."""

@@ -102,9 +102,10 @@ def _serve(crew: Connection, rank: int) -> None:
             if order["do"] in ("begin", "close") and part is not None:
                 part.close()
                 part = None
-                _freeze_imports()
+                _freeze("first trial's end")
             if order["do"] == "begin":
                 part = _part(crew, rank, order)
+                _freeze("first trial's start")
                 answer = part.start() if isinstance(part, Leader) else {}
             elif order["do"] == "step":
                 assert part is not None
@@ -126,8 +127,8 @@ def _part(crew: Connection, rank: int, order: Mapping[str, Any]) -> Leader | Fol
 
 
 @functools.cache
-def _freeze_imports() -> None:
-    """Take what was imported for the first trial out of all later collections: it stays."""
+def _freeze(when: str) -> None:
+    """Take what has been imported by now out of all later collections, once for each `when`: it stays."""
     gc.freeze()
 
 
