@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 
 from search import planning, service, spec_file, summary
-from search.errors import BadInput, EvaluationError, SearchError
-
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
 
 
 def main(arguments: list[str] | None = None) -> int:

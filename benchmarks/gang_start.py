@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from benchmarks import _gangs, _searches
-from benchmarks.trial_start import Trial, gaps
-from search import epochs
+from benchmarks.trial_start import gaps, ran
 
 TINY = {"trials": 4, "deepspeed_trials": 3, "stock_trials": 2}
 
@@ -21,8 +19,10 @@ TINY = {"trials": 4, "deepspeed_trials": 3, "stock_trials": 2}
 def measure(trials: int = 30, deepspeed_trials: int = 15, stock_trials: int = 5) -> dict[str, Any]:
     """Return the medians, in seconds."""
     with _searches.ray_up():
-        ddp = statistics.median(gaps(_ours(trials))[1:])
-        deepspeed = statistics.median(gaps(_ours(deepspeed_trials, strategy="deepspeed", zero_stage=1))[1:])
+        ddp = statistics.median(gaps(ran(_gangs.content(trials)))[1:])
+        deepspeed = statistics.median(
+            gaps(ran(_gangs.content(deepspeed_trials, strategy="deepspeed", zero_stage=1)))[1:]
+        )
     with tempfile.TemporaryDirectory() as folder:
         stock = statistics.median(gaps(_searches.stock("gang", trials=stock_trials, folder=folder)["trials"]))
     return {
@@ -41,10 +41,3 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         (f"{what}, DDP", f"{result['ddp_first_step_s']:.3f} s", f"{stock}; aim: at most 0.1 s"),
         (f"{what}, DeepSpeed ZeRO 1", f"{result['deepspeed_first_step_s']:.3f} s", "aim: at most 0.6 s"),
     ]
-
-
-def _ours(trials: int, **resources: Any) -> list[Trial]:
-    with tempfile.TemporaryDirectory() as folder:
-        paths, records = _searches.search(Path(folder), _gangs.content(trials, **resources))
-        last = [epochs.read(paths.trial(record.number))[-1].metrics for record in records]
-    return [(metrics["first_step"], metrics["last_step"]) for metrics in last]

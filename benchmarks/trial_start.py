@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ def _ours(trials: int, epoch_s: float) -> list[Trial]:
         "resources": {"slots": 1},
         "promotion": {"k": 1},
     }
+    return ran(content)
+
+
+def ran(content: Mapping[str, Any]) -> list[Trial]:
+    """Run a search and return when the steps of its trials ran, as its workload reports."""
     with tempfile.TemporaryDirectory() as folder:
         paths, records = _searches.search(Path(folder), content)
         last = [epochs.read(paths.trial(record.number))[-1].metrics for record in records]

@@ -13,9 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from search.errors import BadInput, SearchError
-
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, SearchError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -47,13 +47,8 @@ def notes(spec: SearchSpec, room: Room) -> list[str]:
 
 
 def worker(resources: Resources) -> dict[str, float]:
-    """Return what a worker takes, in Ray's words."""
-    return {"CPU": resources.cpus_per_worker, "GPU": _number(resources.gpus_per_worker)}
-
-
-def _number(amount: float | str) -> float:
-    """Return an amount of a resolved spec."""
-    return float(amount)
+    """Return what a worker takes, in Ray's words; of a resolved spec."""
+    return {"CPU": resources.cpus_per_worker, "GPU": float(resources.gpus_per_worker)}
 
 
 def is_gang(resources: Resources) -> bool:
@@ -111,7 +106,7 @@ def check_evaluation(evaluation: Evaluation, room: Room) -> None:
     Raises:
         SpecError: if it asks for more than there is.
     """
-    gpus = _number(evaluation.gpus)
+    gpus = float(evaluation.gpus)
     if (evaluation.cpus > room.cpus or gpus > room.gpus) and not room.grows:
         raise SpecError(
             f"evaluation: one job takes {evaluation.cpus:g} CPU, {gpus:g} GPU, but {room.where} has "

@@ -19,7 +19,17 @@ from search.study import Outcome
 from search.trial import TrialRun
 
 
-class Slot(tune.Trainable):
+class KeepsItself(tune.Trainable):
+    """A Trainable whose trials keep their own checkpoints and go on from their own folders."""
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Do nothing: trials keep their checkpoints themselves."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Do nothing: a trial resumes from its folder."""
+
+
+class Slot(KeepsItself):
     """Ray Tune's view of a slot. Runs in the slot's process; reused for one trial after another."""
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -47,12 +57,6 @@ class Slot(tune.Trainable):
     def cleanup(self) -> None:
         """Let go of the last trial."""
         self.run.close()
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Do nothing: trials keep their checkpoints themselves."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Do nothing: a trial resumes from its folder."""
 
 
 def result(number: int, epoch: int, metrics: Mapping[str, float], outcome: Outcome | None) -> dict[str, Any]:

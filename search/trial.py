@@ -93,7 +93,7 @@ class TrialRun:
         """
         if self.committed is not None:
             time.sleep(POLL_S)
-            return _last_epoch(self.committed), {}, self.committed
+            return last_epoch(self.committed), {}, self.committed
         try:
             return self.pull()
         except (Superseded, DiskError):
@@ -338,7 +338,8 @@ def _epoch_of(folder: Path) -> int:
     return int(folder.name.partition("-")[2])
 
 
-def _last_epoch(outcome: Outcome) -> int:
+def last_epoch(outcome: Outcome) -> int:
+    """Return the last epoch that a trial reached."""
     return max(outcome.epochs, default=0)
 
 

@@ -128,12 +128,12 @@ def evaluation(
     drawn = bootstrap.resample_sums(of_group, replicates=replicates, seed=seed)
     resamples = _scores(drawn, names, convention, excluded, multilabel=multilabel)
     return Evaluation(
-        metrics={name: _number(value) for name, value in values.items()},
+        metrics={name: defined(value) for name, value in values.items()},
         intervals={name: bootstrap.interval(draws) for name, draws in resamples.items() if not np.isnan(draws).all()},
         # An undefined replicate has no JSON; the metric then has an interval, and no paired comparison.
         resamples={name: draws.tolist() for name, draws in resamples.items() if not np.isnan(draws).any()},
         groups={
-            str(label): {name: _number(column[row]) for name, column in each.items()}
+            str(label): {name: defined(column[row]) for name, column in each.items()}
             for row, label in enumerate(labels)
         },
         details={
@@ -163,7 +163,7 @@ def conventions(names: Sequence[str], convention: Convention, *, multilabel: boo
 def _class_shares(counts: Counts, names: Sequence[str]) -> dict[str, float | None]:
     """Return the share of pixels that each class covers in the masks: what makes accuracy look good."""
     shares = metrics.class_shares(counts.sum(0))
-    return {name: _number(share) for name, share in zip(names, shares, strict=True)}
+    return {name: defined(share) for name, share in zip(names, shares, strict=True)}
 
 
 def _columns(
@@ -212,5 +212,6 @@ def _family(columns: Scores, place: int, convention: Convention) -> Scores:
     return np.asarray(total / np.where(defined > 0, defined, np.nan), dtype=np.float64)
 
 
-def _number(value: Any) -> float | None:
+def defined(value: Any) -> float | None:
+    """Return a score as plain data; None where it is undefined."""
     return None if np.isnan(value) else float(value)

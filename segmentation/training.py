@@ -123,10 +123,10 @@ class TrainingConfig:
     """CPU threads of PyTorch; 0: as they are."""
 
     def __post_init__(self) -> None:
-        _check_least(self, 1, "epochs", "batch_size", "restart_epochs", "restart_factor", "validate_every")
-        _check_least(self, 0, "weight_decay", "lr_min", "plateau_patience", "warmup_epochs", "clip_norm", "ema_decay")
-        _check_least(self, 0, "patience", "min_delta", "threads", "momentum", "seed", "micro_batch")
-        _check_least(self, 0, "warmup_steps", "freeze_epochs")
+        check_least(self, 1, "epochs", "batch_size", "restart_epochs", "restart_factor", "validate_every")
+        check_least(self, 0, "weight_decay", "lr_min", "plateau_patience", "warmup_epochs", "clip_norm", "ema_decay")
+        check_least(self, 0, "patience", "min_delta", "threads", "momentum", "seed", "micro_batch")
+        check_least(self, 0, "warmup_steps", "freeze_epochs")
         if not 0 <= self.zero_stage <= 3:
             raise ValueError(f"zero_stage: got {self.zero_stage}; expected 0, 1, 2 or 3")
         if self.lr <= 0:
@@ -138,7 +138,8 @@ class TrainingConfig:
             raise ValueError(f"plateau_factor: got {self.plateau_factor}; expected more than 0")
 
 
-def _check_least(config: Any, least: int, *names: str) -> None:
+def check_least(config: Any, least: int, *names: str) -> None:
+    """Raise ValueError for the first of these values of a config that is less."""
     for name in names:
         if getattr(config, name) < least:
             raise ValueError(f"{name}: got {getattr(config, name)}; expected {least} or more")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,6 +39,12 @@ def meta(
     }
 
 
+def check_class_weights(weights: Sequence[float], classes: int) -> None:
+    """Raise ValueError where there are weights, but not one for each class."""
+    if weights and len(weights) != classes:
+        raise ValueError(f"loss.class_weights: got {len(weights)}; expected one for each of {classes}")
+
+
 def training_batches(
     config: Any, samples: Samples, made: Splits, normaliser: Normaliser
 ) -> Callable[[int], Iterator[Batch]]:
@@ -60,6 +67,48 @@ def training_batches(
         )
 
     return of_epoch
+
+
+def evaluation_batches(
+    samples: Samples,
+    indices: Sequence[int],
+    normaliser: Normaliser,
+    *,
+    batch_size: int,
+    device: torch.device,
+    loader_workers: int = 0,
+) -> Iterator[Batch]:
+    """Yield some samples in their order, as they are."""
+    return batches(
+        samples,
+        indices,
+        batch_size=batch_size,
+        normalise=normaliser,
+        shuffle=False,
+        seed=0,
+        epoch=0,
+        loader_workers=loader_workers,
+        device=device,
+    )
+
+
+def spread(indices: Sequence[int], count: int) -> list[int]:
+    """Return so many of the samples, or all, evenly spread."""
+    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)
+    return [indices[place] for place in places]
+
+
+@torch.inference_mode()
+def examples(model: nn.Module, samples: Samples, shown: Sequence[int], normaliser: Normaliser) -> list[figures.Example]:
+    """Return some samples, each with the classes' probabilities that a network gives its pixels."""
+    image = torch.cat([normaliser(torch.from_numpy(samples.image(index).copy())[None]) for index in shown])
+    probability = model(image.to(next(model.parameters()).device)).float().softmax(1).cpu().numpy()
+    return [
+        figures.Example(
+            name=samples.names[index], image=image[row].numpy(), probability=probability[row], mask=samples.mask(index)
+        )
+        for row, index in enumerate(shown)
+    ]
 
 
 def steps_per_epoch(config: TrainingConfig, made: Splits) -> int:

@@ -35,7 +35,6 @@ from segmentation import (
 from segmentation import figures as drawing
 from segmentation.augmentation import Augmentation
 from segmentation.epoch import Epoch, Evaluation
-from segmentation.loading import batches
 from segmentation.losses import Loss
 from segmentation.metrics import Convention
 from segmentation.networks import Network
@@ -78,14 +77,10 @@ class Config(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loader_workers < 0:
-            raise ValueError(f"loader_workers: got {self.loader_workers}; expected 0 or more")
+        training.check_least(self, 0, "loader_workers")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap: got {self.overlap}; expected 0 or more, and less than 1")
-        if self.loss.class_weights and len(self.loss.class_weights) != self.data.classes:
-            raise ValueError(
-                f"loss.class_weights: got {len(self.loss.class_weights)}; expected one for each of {self.data.classes}"
-            )
+        _model.check_class_weights(self.loss.class_weights, self.data.classes)
 
     @classmethod
     def debug(cls) -> Config:
@@ -211,9 +206,8 @@ def sources(source: Path) -> list[Path]:
 def inspect(config: Config, out_dir: Path) -> list[Path]:
     """Draw four training samples: as stored, with their mask, and augmented; return the picture's path."""
     samples, made = dataset.load(config.data)
-    train = splits.indices(made, "train")
-    shown = [train[place] for place in np.linspace(0, len(train) - 1, min(SHOWN, len(train))).astype(int)]
     normaliser = normalisation.build(config.normalise, samples, made.train)
+    shown = _model.spread(splits.indices(made, "train"), SHOWN)
     out_dir.mkdir(parents=True, exist_ok=True)
     splits.write(made, out_dir / "splits.json")
     names, ignored = dataset.class_names(config.data), config.data.ignore_index
@@ -256,16 +250,13 @@ def _validator(
 def _score(
     config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
 ) -> evaluation.ImageScores:
-    found = batches(
+    found = _model.evaluation_batches(
         samples,
         indices,
+        normaliser,
         batch_size=EVALUATION_BATCH,
-        normalise=normaliser,
-        shuffle=False,
-        seed=0,
-        epoch=0,
-        loader_workers=config.loader_workers,
         device=next(model.parameters()).device,
+        loader_workers=config.loader_workers,
     )
     loss = losses.build_per_image(config.loss, multilabel=False, ignore_index=config.data.ignore_index)
     ignored = config.data.ignore_index
@@ -280,7 +271,7 @@ def _drawer(
     """Return what draws the same few samples at any epoch."""
 
     def draw(model: nn.Module, path: Path) -> None:
-        drawing.strips(path, _examples(config, model, samples, indices, normaliser), multilabel=False)
+        drawing.strips(path, _examples(model, samples, indices, normaliser), multilabel=False)
 
     return draw
 
@@ -288,7 +279,7 @@ def _drawer(
 def _draw(
     config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser, out_dir: Path
 ) -> list[str]:
-    examples = _examples(config, model, samples, indices, normaliser)
+    examples = _examples(model, samples, indices, normaliser)
     names, colours = dataset.class_names(config.data), drawing.CLASS_COLOURS
     grid = drawing.prediction_grid(out_dir / "predictions.png", examples, names, multilabel=False)
     first = examples[0]
@@ -298,21 +289,12 @@ def _draw(
 
 
 def _examples(
-    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
+    model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
 ) -> list[drawing.Example]:
     """Return a few samples with predictions, spread over a split, those with most classes first."""
-    spread = [indices[place] for place in np.linspace(0, len(indices) - 1, min(4 * SHOWN, len(indices))).astype(int)]
+    spread = _model.spread(indices, 4 * SHOWN)
     chosen = sorted(spread, key=lambda index: -len(np.unique(samples.mask(index))))[:SHOWN]
-    image = torch.cat([normaliser(torch.from_numpy(samples.image(index).copy())[None]) for index in chosen])
-    with torch.inference_mode():
-        logits = model(image.to(next(model.parameters()).device))
-    probability = logits.float().softmax(1).cpu().numpy()
-    return [
-        drawing.Example(
-            name=samples.names[index], image=image[row].numpy(), probability=probability[row], mask=samples.mask(index)
-        )
-        for row, index in enumerate(chosen)
-    ]
+    return _model.examples(model, samples, chosen, normaliser)
 
 
 def _write_prediction(

@@ -42,7 +42,6 @@ from segmentation import figures as drawing
 from segmentation import metrics as counting
 from segmentation.augmentation import Augmentation
 from segmentation.epoch import Epoch, Evaluation
-from segmentation.loading import batches
 from segmentation.losses import Loss
 from segmentation.metrics import Convention
 from segmentation.networks import Network, cost
@@ -113,13 +112,9 @@ class Config(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("evaluation_batch", 1), ("examples", 0), ("save_every", 0), ("loader_workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected {least} or more")
-        if self.loss.class_weights and len(self.loss.class_weights) != len(CLASSES):
-            raise ValueError(
-                f"loss.class_weights: got {len(self.loss.class_weights)}; expected one for each of {len(CLASSES)}"
-            )
+        training.check_least(self, 1, "evaluation_batch")
+        training.check_least(self, 0, "examples", "save_every", "loader_workers")
+        _model.check_class_weights(self.loss.class_weights, len(CLASSES))
         if self.out and self.network.name not in FAMILIES:
             raise ValueError(f"out: its files are those of {' and '.join(FAMILIES)}; got {self.network.name}")
 
@@ -230,7 +225,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     _model.refuse_seen(checkpoint, made)
     with splits.test_split_open():
         indices = splits.indices(made, split)
-        shown = spread(indices, config.examples)
+        shown = _model.spread(indices, config.examples)
         images = _batches(config, samples, indices, normaliser, next(model.parameters()).device)
         with _answering(config, model) as asked:
             found = inference.score(asked, images, shown, precision=config.precision)
@@ -316,7 +311,7 @@ def inspect(config: Config, out_dir: Path) -> list[Path]:
     """Draw four training samples: as stored, with their mask, and augmented; return the picture's path."""
     samples, made = dataset.load_once(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    shown = spread(splits.indices(made, "train"), SHOWN)
+    shown = _model.spread(splits.indices(made, "train"), SHOWN)
     out_dir.mkdir(parents=True, exist_ok=True)
     splits.write(made, out_dir / "splits.json")
     path = out_dir / "samples.png"
@@ -371,12 +366,6 @@ def _load_original(path: Path, changes: Mapping[str, Any]) -> tuple[Config, nn.M
     mean, std = normalisation.imagenet(CHANNELS)
     normaliser = Normaliser(method="imagenet", mean=mean, std=std)
     return config, _model.to_use(model, config.device), normaliser
-
-
-def spread(indices: Sequence[int], count: int) -> list[int]:
-    """Return so many of the samples, or all, evenly spread."""
-    places = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)
-    return [indices[place] for place in places]
 
 
 @contextlib.contextmanager
@@ -479,16 +468,13 @@ def _validator(
 def _batches(
     config: Config, samples: Samples, indices: Sequence[int], normaliser: Normaliser, device: torch.device
 ) -> Iterator[training.Batch]:
-    return batches(
+    return _model.evaluation_batches(
         samples,
         indices,
+        normaliser,
         batch_size=config.evaluation_batch,
-        normalise=normaliser,
-        shuffle=False,
-        seed=0,
-        epoch=0,
-        loader_workers=config.loader_workers,
         device=device,
+        loader_workers=config.loader_workers,
     )
 
 
@@ -505,13 +491,5 @@ def _draw_strips(
     samples: Samples, indices: Sequence[int], normaliser: Normaliser, model: nn.Module, path: Path
 ) -> None:
     """Draw the same few samples at any epoch."""
-    shown = spread(indices, SHOWN)
-    image = torch.cat([normaliser(torch.from_numpy(samples.image(index).copy())[None]) for index in shown])
-    probability = model(image.to(next(model.parameters()).device)).float().softmax(1).cpu().numpy()
-    examples = [
-        drawing.Example(
-            name=samples.names[index], image=image[row].numpy(), probability=probability[row], mask=samples.mask(index)
-        )
-        for row, index in enumerate(shown)
-    ]
+    examples = _model.examples(model, samples, _model.spread(indices, SHOWN), normaliser)
     drawing.strips(path, examples, multilabel=False, colours=COLOURS)

@@ -26,7 +26,7 @@ from segmentation import checkpoints, evaluation, losses, normalisation, ranks, 
 from segmentation import figures as drawing
 from segmentation.augmentation import Augmentation
 from segmentation.epoch import DataError, Epoch, Evaluation
-from segmentation.loading import batches, capped_workers
+from segmentation.loading import capped_workers
 from segmentation.losses import Loss
 from segmentation.networks.tinyunet import TinyUNet
 from segmentation.normalisation import Normalise
@@ -129,9 +129,8 @@ class Config(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("base_c", 1), ("keep_last", 0), ("loader_workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected {least} or more")
+        training.check_least(self, 1, "base_c")
+        training.check_least(self, 0, "keep_last", "loader_workers")
         if not 0 <= self.p_drop < 1:
             raise ValueError(f"p_drop: got {self.p_drop}; expected 0 or more, and less than 1")
         for name in ("threshold", "overlay_threshold"):
@@ -353,16 +352,9 @@ def _validator(config: Config, samples: Samples, made: Splits, normaliser: norma
     loss, device = losses.build(config.loss, multilabel=True), training.resolve_device(config.device)
 
     def one_pass(model: nn.Module, split: str) -> tuple[float, Any]:
-        found = batches(
-            samples,
-            ranks.shard(splits.indices(made, split)),
-            batch_size=64,
-            normalise=normaliser,
-            shuffle=False,
-            seed=config.seed,
-            epoch=0,
-            loader_workers=config.loader_workers,
-            device=device,
+        mine = ranks.shard(splits.indices(made, split))
+        found = _model.evaluation_batches(
+            samples, mine, normaliser, batch_size=64, device=device, loader_workers=config.loader_workers
         )
         return scores.one_pass(model, found, loss, threshold=config.threshold)
 
@@ -407,9 +399,7 @@ def _score(
     indices: tuple[int, ...],
 ) -> evaluation.ImageScores:
     device = next(model.parameters()).device
-    found = batches(
-        samples, indices, batch_size=64, normalise=normaliser, shuffle=False, seed=0, epoch=0, device=device
-    )
+    found = _model.evaluation_batches(samples, indices, normaliser, batch_size=64, device=device)
     return evaluation.score_batches(model, found, CHANNELS, multilabel=True, threshold=config.threshold)
 
 

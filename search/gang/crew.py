@@ -82,7 +82,8 @@ class Crew:
         """
         self._muster()
         start = self._ask([0], {"do": "begin", "trial": trial})[0]
-        self._ask(range(1, self.workers), {"do": "begin", "trial": trial, **start})
+        same = {"resume": start["resume"], "config": start["config"]}
+        self._ask(range(1, self.workers), {"do": "begin", "trial": trial, **same})
 
     def step(self) -> dict[str, Any]:
         """Have all ranks pull one epoch; return what rank 0 says of it. Raises what `begin` does."""

@@ -8,21 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray import tune
 from ray.util import get_node_ip_address
 
 from search import trial
 from search.errors import DiskError
 from search.gang.crew import Crew, RankDied, TrialError
 from search.resources import worker
-from search.slot import result
+from search.slot import KeepsItself, result
 from search.spec import Objective, Resources
-from search.study import outcome_from, read_outcome
+from search.study import Outcome, outcome_from, read_outcome
 
 logger = logging.getLogger(__name__)
 
 
-class Gang(tune.Trainable):
+class Gang(KeepsItself):
     """Ray Tune's view of a gang. Its process starts the workers once and gives them one trial after another."""
 
     deaths: int
@@ -44,7 +43,7 @@ class Gang(tune.Trainable):
         """Have all workers pull one epoch."""
         if self.outcome is not None:
             time.sleep(trial.POLL_S)
-            return result(self.number, max(self.outcome.epochs, default=0), {}, self.outcome)
+            return self._ended(self.outcome)
         while True:
             try:
                 return self._step()
@@ -69,12 +68,6 @@ class Gang(tune.Trainable):
         """End the workers."""
         self.crew.quit()
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Do nothing: trials keep their checkpoints themselves."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Do nothing: a trial resumes from its folder."""
-
     def _take(self, order: Mapping[str, Any]) -> None:
         self.order = dict(order)
         self.number: int = order["number"]
@@ -95,4 +88,7 @@ class Gang(tune.Trainable):
     def _failed(self, reason: str, trace: str) -> dict[str, Any]:
         objectives = [Objective(**objective) for objective in self.order["objectives"]]
         self.outcome = trial.fail(self.folder, objectives, reason, trace)
-        return result(self.number, max(self.outcome.epochs, default=0), {}, self.outcome)
+        return self._ended(self.outcome)
+
+    def _ended(self, outcome: Outcome) -> dict[str, Any]:
+        return result(self.number, trial.last_epoch(outcome), {}, outcome)

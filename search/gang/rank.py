@@ -30,7 +30,7 @@ def serve(options: dict[str, Any]) -> None:
 
     rank = ray.train.get_context().get_world_rank()
     with Client(tuple(options["address"]), authkey=bytes.fromhex(options["key"])) as crew:
-        send(crew, {"rank": rank, "generation": os.environ["MASTER_PORT"], "pid": os.getpid()})
+        send(crew, {"rank": rank, "generation": os.environ["MASTER_PORT"]})
         with contextlib.suppress(EOFError):  # the gang's process is gone, and Ray will end this one
             _serve(crew, rank)
 

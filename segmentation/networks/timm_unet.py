@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -130,25 +131,28 @@ def _timm(encoder: str) -> Any:
 
 
 def _create(config: Network, in_channels: int, **weights: Any) -> nn.Module:
-    timm = _timm(config.encoder)
-
     check_name(config.encoder)
-    levels: dict[str, Any] = {"out_indices": tuple(range(config.encoder_levels))} if config.encoder_levels else {}
     try:
-        encoder: nn.Module = timm.create_model(
-            config.encoder, features_only=True, in_chans=in_channels, **levels, **weights
-        )
+        encoder = _features(config.encoder, config.encoder_levels, in_channels, **weights)
     except (AssertionError, IndexError, AttributeError, TypeError) as error:
         if weights:
             raise
-        asked = f" at {config.encoder_levels} levels" if levels else ""
+        asked = f" at {config.encoder_levels} levels" if config.encoder_levels else ""
         raise ValueError(
             f"encoder: {config.encoder!r} gives no feature maps{asked} ({error}); "
             "choose fewer encoder_levels or another encoder, such as resnet18 or convnext_tiny"
         ) from error
+    for name in _idle(config.encoder, config.encoder_levels, in_channels) if config.encoder_levels else ():
+        encoder.get_parameter(name).requires_grad_(False)
+    return encoder
+
+
+def _features(name: str, levels: int, in_channels: int, **weights: Any) -> nn.Module:
+    """Return timm's encoder with its first levels; 0: all."""
+    chosen: dict[str, Any] = {"out_indices": tuple(range(levels))} if levels else {}
+    encoder: nn.Module = _timm(name).create_model(name, features_only=True, in_chans=in_channels, **chosen, **weights)
     if levels:
         _cut(encoder)
-        _rest_idle(encoder, in_channels)
     return encoder
 
 
@@ -161,15 +165,17 @@ def _cut(encoder: Any) -> None:
         encoder.blocks = encoder.blocks[: max(encoder._stage_out_idx)]
 
 
-def _rest_idle(encoder: nn.Module, in_channels: int) -> None:
-    """Let weights rest that no feature map depends on: several processes would wait for their gradients."""
-    parameters, published = list(encoder.parameters()), getattr(encoder, "pretrained_cfg", {})
-    side = published["input_size"][-1] if published.get("fixed_input_size") else PROBE
-    maps = encoder.eval()(torch.zeros(1, in_channels, side, side))
+@functools.cache
+def _idle(name: str, levels: int, in_channels: int) -> tuple[str, ...]:
+    """Return the weights that no feature map depends on: several processes would wait for their gradients."""
+    with torch.device("meta"):
+        encoder: Any = _features(name, levels, in_channels).eval()
+        published = getattr(encoder, "pretrained_cfg", {})
+        side = published["input_size"][-1] if published.get("fixed_input_size") else PROBE
+        maps = encoder(torch.zeros(1, in_channels, side, side))
+    names, parameters = zip(*encoder.named_parameters(), strict=True)
     gradients = torch.autograd.grad(sum(found.sum() for found in maps), parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
-    encoder.train()
+    return tuple(name for name, gradient in zip(names, gradients, strict=True) if gradient is None)
 
 
 def _create_pretrained(config: Network, in_channels: int) -> nn.Module:

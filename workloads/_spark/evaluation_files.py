@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 import durable
 from segmentation import bootstrap, figures, metrics
+from segmentation.evaluation import defined
 from segmentation.metrics import Convention
 from workloads._spark.classes import CLASSES, COLOURS, paint
 
@@ -99,11 +100,11 @@ def overall(table: Table) -> Scores:
     without = Convention(background="out")
     support = table.sum(1)
     return {
-        "accuracy": _number(metrics.pixel_accuracy(counts, multilabel=False)),
-        **{f"mean_{name}": _number(metrics.mean_over_classes(each[name], Convention())) for name in ("iou", "dice")},
-        **{f"mean_{name}_no_bg": _number(metrics.mean_over_classes(each[name], without)) for name in ("iou", "dice")},
+        "accuracy": defined(metrics.pixel_accuracy(counts, multilabel=False)),
+        **{f"mean_{name}": defined(metrics.mean_over_classes(each[name], Convention())) for name in ("iou", "dice")},
+        **{f"mean_{name}_no_bg": defined(metrics.mean_over_classes(each[name], without)) for name in ("iou", "dice")},
         "per_class": {
-            label: {**{family: _number(each[family][k]) for family in FAMILIES}, "support": int(support[k])}
+            label: {**{family: defined(each[family][k]) for family in FAMILIES}, "support": int(support[k])}
             for k, label in enumerate(CLASSES)
         },
     }
@@ -192,8 +193,8 @@ def _of_satellite(tables: Table) -> Scores:
     there = table.sum(1) > 0
     each = {family: np.where(there, metrics.SCORES[family](counts), np.nan) for family in ("iou", "dice")}
     return {
-        **{f"mean_{family}": _number(metrics.mean_over_classes(each[family], Convention())) for family in each},
-        **{family: {label: _number(each[family][k]) for k, label in enumerate(CLASSES)} for family in each},
+        **{f"mean_{family}": defined(metrics.mean_over_classes(each[family], Convention())) for family in each},
+        **{family: {label: defined(each[family][k]) for k, label in enumerate(CLASSES)} for family in each},
         "images": len(tables),
     }
 
@@ -233,7 +234,3 @@ def _matrix_lines(matrix: Sequence[Sequence[int]]) -> list[str]:
 
 def _text(value: float | None) -> str:
     return "none" if value is None else f"{value:.5f}"
-
-
-def _number(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)
