@@ -3,6 +3,10 @@
 A workload's `Config` is a frozen dataclass whose fields may be frozen dataclasses in turn. People write
 its leaves with dots (`loss.dice: 0.5`); this module is the one place where such text becomes typed values.
 The string under a field is its help text, here and in every schema made from the class.
+
+A field whose name is a word of Python has an underscore behind it that no key has. A field of an inner dataclass that
+is a mapping is open: it takes all that stands there under no other name, so that `prune.encoders.1: 0.3` is one of
+`prune.blocks`.
 """
 
 from __future__ import annotations
@@ -43,14 +47,28 @@ class Field:
     """One leaf of a configuration, as it is shown and checked."""
 
     name: str
+    """Dotted; of an open one it ends in `.*`."""
     annotation: Any
+    """Of an open one, that of each of its values."""
     default: Any
     help: str
+
+
+OPEN = "*"
 
 
 def fields(config_class: type) -> dict[str, Field]:
     """Return every leaf of a configuration class by its dotted name, in order of definition."""
     return {field.name: field for field in _leaves(config_class, "")}
+
+
+def find(known: Mapping[str, Field], key: str) -> Field | None:
+    """Return the leaf of a dotted name, which may be one of the names that an open one takes; None: there is none."""
+    if key in known:
+        return known[key] if not key.endswith(OPEN) else None
+    parts = key.split(".")
+    prefixes = (".".join([*parts[:count], OPEN]) for count in range(len(parts) - 1, 0, -1))
+    return next((known[prefix] for prefix in prefixes if prefix in known), None)
 
 
 def build(config_class: type[T], values: Mapping[str, Any]) -> T:
@@ -70,17 +88,23 @@ def build(config_class: type[T], values: Mapping[str, Any]) -> T:
 def replace(config: T, values: Mapping[str, Any]) -> T:
     """Return a copy of a configuration with some dotted leaves changed, checked like `build`."""
     known = fields(type(config))
-    for key in values:
-        if key not in known:
-            raise unknown_key(key, known)
-    checked = {key: check(known[key].annotation, value, key) for key, value in values.items()}
+    checked = {key: _checked(known, key, value) for key, value in values.items()}
     changed: T = _replace(config, checked, "")
     return changed
 
 
-def to_values(config: Any) -> dict[str, Any]:
+def to_values(config: Any, prefix: str = "") -> dict[str, Any]:
     """Return all leaves of a configuration as plain values under dotted names; tuples become lists."""
-    return {name: _plain(functools.reduce(getattr, name.split("."), config)) for name in fields(type(config))}
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{_key(field)}"
+        if dataclasses.is_dataclass(value):
+            values |= to_values(value, f"{name}.")
+        elif isinstance(value, Mapping):
+            values |= {f"{prefix}{key}": _plain(item) for key, item in value.items()}
+        else:
+            values[name] = _plain(value)
+    return values
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -153,6 +177,19 @@ def type_name(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {type_name(arguments[0])}"
     return names.get(annotation, str(annotation))
+
+
+def _checked(known: Mapping[str, Field], key: str, value: Any) -> Any:
+    field = find(known, key)
+    if field is None:
+        raise unknown_key(key, known)
+    try:
+        return check(field.annotation, value, key)
+    except ConfigError as error:
+        if field.name == key:
+            raise
+        hint = unknown_key(key, [name for name in known if not name.endswith(OPEN)]).problem
+        raise ConfigError(key, f"{error.problem} ({hint})") from error
 
 
 def _check_choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
@@ -230,9 +267,11 @@ def _preset(config_class: type[T], name: Any) -> T:
 def _replace(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        name, current = f"{prefix}{field.name}", getattr(config, field.name)
+        name, current = f"{prefix}{_key(field)}", getattr(config, field.name)
         if dataclasses.is_dataclass(current):
             changes[field.name] = _replace(current, values, f"{name}.")
+        elif isinstance(current, Mapping):
+            changes[field.name] = {**current, **_named_freely(config, values, prefix)}
         elif name in values:
             changes[field.name] = values[name]
     try:
@@ -241,9 +280,22 @@ def _replace(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
         raise
     except ValueError as error:
         name, colon, problem = str(error).partition(": ")
-        if colon and name in changes:
+        if colon and (name in map(_key, dataclasses.fields(config)) or f"{prefix}{name}" in values):
             raise ConfigError(f"{prefix}{name}", problem) from error
         raise ConfigError(prefix.rstrip("."), str(error)) from error
+
+
+def _named_freely(config: Any, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the values below a dataclass that none of its fields is named for."""
+    own = [f"{prefix}{_key(field)}" for field in dataclasses.fields(config)]
+    below = {key: value for key, value in values.items() if key.startswith(prefix)}
+    named = (key for key in below if any(key == name or key.startswith(f"{name}.") for name in own))
+    taken = set(named)
+    return {key.removeprefix(prefix): value for key, value in below.items() if key not in taken}
+
+
+def _key(field: dataclasses.Field[Any]) -> str:
+    return field.name.rstrip("_")
 
 
 def _plain(value: Any) -> Any:
@@ -257,9 +309,11 @@ def _leaves(config_class: type, prefix: str, defaults: Any = None) -> Iterator[F
         annotation = annotations[field.name]
         default = _default(field) if defaults is None else getattr(defaults, field.name)
         if dataclasses.is_dataclass(annotation):
-            yield from _leaves(typing.cast(type, annotation), f"{prefix}{field.name}.", default)
+            yield from _leaves(typing.cast(type, annotation), f"{prefix}{_key(field)}.", default)
+        elif prefix and typing.get_origin(annotation) is Mapping:
+            yield Field(f"{prefix}{OPEN}", typing.get_args(annotation)[1], None, texts.get(field.name, ""))
         else:
-            yield Field(f"{prefix}{field.name}", annotation, default, texts.get(field.name, ""))
+            yield Field(f"{prefix}{_key(field)}", annotation, default, texts.get(field.name, ""))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -96,12 +96,11 @@ def defaults(spec: SearchSpec, config: Mapping[str, Any]) -> tuple[dict[str, Any
     for parameter in spec.parameters:
         if not space.applies(parameter, values):
             continue
-        value = space.nearest(parameter, config[parameter.name])
+        default = config.get(parameter.name)  # one of those that an open field takes may have none
+        value = space.nearest(parameter, default)
         values[parameter.name] = value
-        if value != config[parameter.name]:
-            notes.append(
-                f"first trial: {parameter.name} {config[parameter.name]!r} is outside the space; {value!r} instead"
-            )
+        if parameter.name in config and value != default:
+            notes.append(f"first trial: {parameter.name} {default!r} is outside the space; {value!r} instead")
     whole = {**config, **values}
     broken = next((text for text in spec.constraints if not _holds(text, whole)), None)
     if broken is not None:

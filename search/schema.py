@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Literal, Union
 
 import configuration
-from configuration import Field
+from configuration import OPEN, Field
 from search import spec_file, workload
 from search.spec import Objective, Parameter
 
@@ -123,7 +123,22 @@ def _nested(leaves: Mapping[str, Schema], *, nullable: bool = False) -> Schema:
         below = {name[len(prefix) + 1 :]: leaf for name, leaf in leaves.items() if name.startswith(f"{prefix}.")}
         properties[prefix] = _nested(below)
     kind = ["object", "null"] if nullable else "object"
-    return {"type": kind, "properties": properties, "additionalProperties": False}
+    free = {name: properties.pop(name) for name in leaves if name.endswith(OPEN)}
+    patterns = {"patternProperties": {_pattern(name, properties): _free(leaf) for name, leaf in free.items()}}
+    return {"type": kind, "properties": properties, **(patterns if free else {}), "additionalProperties": False}
+
+
+def _pattern(name: str, taken: Iterable[str]) -> str:
+    """Return the pattern of the names that an open value takes: those below its place that no other value has."""
+    prefix = name.removesuffix(OPEN)
+    others = [key.removeprefix(prefix) for key in taken if key.startswith(prefix)]
+    return f"^{re.escape(prefix)}(?!({'|'.join(map(re.escape, others))})$)"
+
+
+def _free(leaf: Schema) -> Schema:
+    """Return the schema of an open value, or of more of them nested below a part of their name."""
+    nested = {"type": "object", "not": {"anyOf": [{"required": ["type"]}, {"required": ["choices"]}]}}
+    return {"anyOf": [leaf, nested]}
 
 
 def _prefixes(name: str) -> list[str]:
@@ -259,6 +274,8 @@ def _metrics(module: ModuleType) -> tuple[list[str], list[str]]:
     presets = [{configuration.PRESET: name} for name in configuration.presets(module.Config)]
     choices, free = [], []
     for name, field in configuration.fields(module.Config).items():
+        if name.endswith(OPEN):
+            continue
         others = [value for value in _others(field) if _names(module, {name: value}) not in (None, set(base))]
         if others and _is_choice(field.annotation):
             choices.append([{}, *({name: value} for value in others)])

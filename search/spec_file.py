@@ -272,11 +272,12 @@ def _parameters(content: Any, config_class: type, config: Any, fixed: Mapping[st
     entries = _parameter_entries(content, known)
     above: dict[str, Parameter] = {}
     for name, entry in entries.items():
-        if name not in known:
+        field = configuration.find(known, name)
+        if field is None:
             raise _located("parameters", _raise, configuration.unknown_key(name, known))
         if name in fixed:
             raise ConfigError(f"parameters.{name}", "searched and fixed at once; remove one of the two")
-        parameter = _located(f"parameters.{name}", _parameter, name, entry, known[name])
+        parameter = _located(f"parameters.{name}", _parameter, name, entry, field)
         _check_when(parameter, entries, above)
         _try_values(parameter, config)
         above[name] = parameter

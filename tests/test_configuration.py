@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -113,3 +114,55 @@ def test_assignments_are_read_as_yaml(text: str, key: str, value: object) -> Non
 def test_what_is_no_assignment_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"key=value|as YAML"):
         configuration.parse_assignment(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Open:
+    default: float = 0.0
+    """Of all others."""
+    global_: float = 0.0
+    """Of all at once."""
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    """Of one by name."""
+
+    def __post_init__(self) -> None:
+        for name, value in {"global": self.global_, **self.blocks}.items():
+            if value >= 1:
+                raise ValueError(f"{name}: got {value}; expected less than 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithOpen:
+    prune: Open = field(default_factory=Open)
+    """What goes."""
+
+
+def test_an_open_field_takes_every_name_that_no_other_has() -> None:
+    config = configuration.build(WithOpen, {"prune": {"encoders": {"1": 0.3}, "default": 0.1, "bottleneck": 0}})
+    assert config.prune == Open(default=0.1, blocks={"encoders.1": 0.3, "bottleneck": 0.0})
+    values = {"prune.default": 0.1, "prune.global": 0.0, "prune.encoders.1": 0.3, "prune.bottleneck": 0.0}
+    assert configuration.to_values(config) == values
+    assert configuration.build(WithOpen, values) == config
+    changed = configuration.replace(config, {"prune.encoders.1": 0.5})
+    assert changed.prune.blocks == {"encoders.1": 0.5, "bottleneck": 0.0}
+
+
+def test_a_key_that_is_a_word_of_python_has_no_underscore() -> None:
+    assert configuration.build(WithOpen, {"prune.global": 0.2}).prune.global_ == 0.2
+    assert list(configuration.fields(WithOpen)) == ["prune.default", "prune.global", "prune.*"]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"prune.encoders.1": "much"}, r"prune\.encoders\.1: got 'much'; expected number"),
+        ({"prune.globl": "much"}, r"prune\.globl: .* did you mean 'prune.global'"),
+        ({"prune.encoders.1": 1.5}, r"prune\.encoders\.1: got 1\.5; expected less than 1"),
+        ({"prune.global": 2}, r"prune\.global: got 2\.0; expected less than 1"),
+        ({"prunes.encoders": 0.1}, r"prunes\.encoders: unknown key"),
+        ({"prune.*": 0.1}, r"prune\.\*: unknown key"),
+    ],
+)
+def test_mistakes_below_an_open_field_are_named(values: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        configuration.build(WithOpen, values)

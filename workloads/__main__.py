@@ -207,8 +207,13 @@ def _help(workload: ModuleType, config: Any) -> str:
     values, known = configuration.to_values(config), configuration.fields(workload.Config)
     lines = [(workload.__doc__ or "").strip(), "", "values, as --set KEY=VALUE or in a search space:"]
     for name, field in known.items():
-        value, default = (json.dumps(durable.plain(one), ensure_ascii=False) for one in (values[name], field.default))
-        lines.append(f"  {name} = {value}  ({configuration.type_name(field.annotation)}; default {default})")
+        kind = configuration.type_name(field.annotation)
+        if name.endswith(configuration.OPEN):
+            lines.append(f"  {name}  ({kind}; any name)")
+        else:
+            both = (values[name], field.default)
+            value, default = (json.dumps(durable.plain(one), ensure_ascii=False) for one in both)
+            lines.append(f"  {name} = {value}  ({kind}; default {default})")
         lines += [f"      {line}" for line in field.help.splitlines()]
     lines += ["", f"presets, as --set preset=NAME: {', '.join(configuration.presets(workload.Config))}"]
     lines += ["", "metrics, the first of which chooses the best epoch:"]
