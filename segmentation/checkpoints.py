@@ -3,6 +3,7 @@
     weights.safetensors    the network's parameters and buffers (averaged ones where averaging is on)
     checkpoint.json        workload, config, classes, epoch, metrics, versions; size and sha256 of the other two
     state.pt               optimiser, learning rate, averages and counters, read back with weights_only=True
+    rewind.safetensors     where asked for: weights of an early epoch of the same run, to begin again from
 
 Every file is written under a temporary name and renamed; checkpoint.json comes last and vouches for the others, so that
 a folder overwritten half-way is found out when it is read. Nothing here runs code found in a file.
@@ -30,6 +31,7 @@ from segmentation.epoch import DataError
 WEIGHTS_FILE = "weights.safetensors"
 META_FILE = "checkpoint.json"
 STATE_FILE = "state.pt"
+REWIND_FILE = "rewind.safetensors"
 FORMAT = 1
 
 
@@ -37,20 +39,36 @@ class CheckpointError(DataError):
     """A checkpoint that is missing, damaged, or of another network."""
 
 
-def save(folder: Path, *, model: nn.Module, meta: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def save(
+    folder: Path,
+    *,
+    model: nn.Module,
+    meta: Mapping[str, Any],
+    state: Mapping[str, Any],
+    rewind: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint into the folder (made if missing), replacing the one that was there.
 
     meta: plain data for checkpoint.json.
     state: tensors and plain data for state.pt; empty: no state.pt, a checkpoint to use but not to go on from.
+    rewind: weights of an early epoch, on the CPU, from `plain_weights`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = plain_weights(model)
     files = {WEIGHTS_FILE: _write(folder / WEIGHTS_FILE, lambda path: safetensors.torch.save_file(weights, path))}
+    if rewind:
+        early = dict(rewind)
+        files[REWIND_FILE] = _write(folder / REWIND_FILE, lambda path: safetensors.torch.save_file(early, path))
     if state:
         files[STATE_FILE] = _write(folder / STATE_FILE, lambda path: torch.save(dict(state), path))
     record = {"format": FORMAT, **meta, "versions": versions(), "files": files}
     text = json.dumps(record, indent=1, allow_nan=False)
     _write(folder / META_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers on the CPU, apart from the graph; on the CPU they are the network's own memory."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -80,6 +98,25 @@ def load_weights(folder: Path, model: nn.Module, *, fresh_rows: Mapping[str, tup
         CheckpointError: if the file is missing, damaged or of another network.
     """
     fill(model, safetensors_weights(_verified(folder, WEIGHTS_FILE)), source=str(folder), fresh_rows=fresh_rows)
+
+
+def load_rewind(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of the early epoch that a checkpoint keeps.
+
+    Raises:
+        CheckpointError: if it keeps none, or they are damaged.
+    """
+    if not has_rewind(folder):
+        raise CheckpointError(
+            f"{folder}: has no {REWIND_FILE}, the weights to rewind to; train it with rewind_epoch=1 or more, "
+            "or prune in mode none or random"
+        )
+    return safetensors_weights(_verified(folder, REWIND_FILE))
+
+
+def has_rewind(folder: Path) -> bool:
+    """Return whether a checkpoint keeps weights of an early epoch."""
+    return REWIND_FILE in read_meta(folder).get("files", {})
 
 
 def load_state(folder: Path) -> dict[str, Any]:

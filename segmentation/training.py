@@ -106,6 +106,9 @@ class TrainingConfig:
     """Refuse faster algorithms whose results vary from run to run."""
     seed: int = 0
     """Seed of the first weights, the order of images, augmentation and dropout."""
+    rewind_epoch: int = 0
+    """Keep the weights of this epoch in all later checkpoints: a network pruned afterwards may begin from them again.
+    0: none."""
     freeze_epochs: int = 0
     """First epochs in which the encoder stays as it is, batch statistics included (networks with a timm encoder, and
     unet3plus)."""
@@ -126,7 +129,9 @@ class TrainingConfig:
         check_least(self, 1, "epochs", "batch_size", "restart_epochs", "restart_factor", "validate_every")
         check_least(self, 0, "weight_decay", "lr_min", "plateau_patience", "warmup_epochs", "clip_norm", "ema_decay")
         check_least(self, 0, "patience", "min_delta", "threads", "momentum", "seed", "micro_batch")
-        check_least(self, 0, "warmup_steps", "freeze_epochs")
+        check_least(self, 0, "warmup_steps", "freeze_epochs", "rewind_epoch")
+        if self.rewind_epoch > self.epochs:
+            raise ValueError(f"rewind_epoch: got {self.rewind_epoch}; expected at most epochs, {self.epochs}")
         if not 0 <= self.zero_stage <= 3:
             raise ValueError(f"zero_stage: got {self.zero_stage}; expected 0, 1, 2 or 3")
         if self.lr <= 0:
@@ -182,6 +187,8 @@ class Loop:
     frozen: bool = False
     """Whether the encoder rests until freeze_epochs are over."""
     closed: bool = False
+    rewind: Mapping[str, Tensor] | None = None
+    """Weights of rewind_epoch, once it is over."""
     best_model: nn.Module = field(init=False)
     """The network to validate and to save, of the epoch that has just ended."""
 
@@ -251,8 +258,12 @@ def _epochs(
         train_loss = _train_pass(loop, train_batches(progress.epoch), clock)
         lr = float(loop.strategy.optimizer.param_groups[0]["lr"])
         validated = is_validated(loop.config, progress.epoch)
-        if validated or watch is not None:
+        rewound = progress.epoch == loop.config.rewind_epoch
+        if validated or watch is not None or rewound:
             loop.best_model = loop.strategy.network() if loop.average is None else loop.average
+        if rewound:
+            weights = checkpoints.plain_weights(loop.best_model)
+            loop.rewind = {name: tensor.clone() for name, tensor in weights.items()}
         scores = _validate(loop, validate) if validated else {}
         metrics = {"train_loss": train_loss, **scores, "lr": lr, **clock.percentages()}
         if loop.config.on_oom == "accumulate":
@@ -474,6 +485,8 @@ def _start(
     if state is not None:
         made.load(state)
         loop.progress = Progress(**state["progress"])
+        if resume is not None and checkpoints.has_rewind(resume):
+            loop.rewind = checkpoints.load_rewind(resume)
     return loop
 
 
@@ -702,7 +715,8 @@ def _saver(loop: Loop, meta: Mapping[str, Any]) -> Callable[[Path], None]:
             raise RuntimeError(f"epoch {epoch} is over; save it before the next is pulled and the run is closed")
         state = _state(loop)
         if loop.strategy.rank == 0:
-            checkpoints.save(folder, model=loop.best_model, meta={**meta, "epoch": epoch}, state=state)
+            meta_now = {**meta, "epoch": epoch}
+            checkpoints.save(folder, model=loop.best_model, meta=meta_now, state=state, rewind=loop.rewind)
 
     return save
 

@@ -478,3 +478,25 @@ def test_every_value_has_its_help_and_comes_back_from_plain_values():
 def test_impossible_values_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         TrainingConfig(**values)
+
+
+@pytest.mark.row("P5", "P20")
+def test_later_checkpoints_keep_exactly_the_weights_of_the_rewind_epoch(tmp_path):
+    config = replace(QUICK, epochs=4, rewind_epoch=2)
+    for epoch in run(config):
+        epoch.save(tmp_path / str(epoch.number))
+    second = checkpoints.safetensors_weights(tmp_path / "2" / checkpoints.WEIGHTS_FILE)
+    assert not checkpoints.has_rewind(tmp_path / "1")
+    for number in ("2", "3", "4"):
+        kept = checkpoints.load_rewind(tmp_path / number)
+        assert all(torch.equal(kept[name], second[name]) for name in second), number
+    next(run(config, resume=tmp_path / "3")).save(tmp_path / "resumed")
+    resumed = checkpoints.load_rewind(tmp_path / "resumed")
+    assert all(torch.equal(resumed[name], second[name]) for name in second)
+
+
+@pytest.mark.row("P19")
+def test_a_checkpoint_without_early_weights_says_how_to_get_them(tmp_path):
+    next(run(QUICK)).save(tmp_path)
+    with pytest.raises(checkpoints.CheckpointError, match="train it with rewind_epoch=1 or more"):
+        checkpoints.load_rewind(tmp_path)
