@@ -490,13 +490,15 @@ def test_later_checkpoints_keep_exactly_the_weights_of_the_rewind_epoch(tmp_path
     for number in ("2", "3", "4"):
         kept = checkpoints.load_rewind(tmp_path / number)
         assert all(torch.equal(kept[name], second[name]) for name in second), number
-    next(run(config, resume=tmp_path / "3")).save(tmp_path / "resumed")
+    going_on = run(config, resume=tmp_path / "3")
+    next(going_on).save(tmp_path / "resumed")
     resumed = checkpoints.load_rewind(tmp_path / "resumed")
     assert all(torch.equal(resumed[name], second[name]) for name in second)
 
 
 @pytest.mark.row("P19")
 def test_a_checkpoint_without_early_weights_says_how_to_get_them(tmp_path):
-    next(run(QUICK)).save(tmp_path)
-    with pytest.raises(checkpoints.CheckpointError, match="train it with rewind_epoch=1 or more"):
+    epochs = run(QUICK)
+    next(epochs).save(tmp_path)
+    with pytest.raises(CheckpointError, match="train it with rewind_epoch=1 or more"):
         checkpoints.load_rewind(tmp_path)
