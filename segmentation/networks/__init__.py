@@ -39,7 +39,8 @@ class Network:
     encoder_levels: int = 0
     """How many of the encoder's levels are used, finest first; 0: all (timm encoders)."""
     decoder_widths: tuple[int, ...] = ()
-    """Channels of the decoder's levels, coarsest first; empty: 256, 128, 64, 32, 16 cut to fit (timm_unet)."""
+    """Channels of the decoder's levels, coarsest first. Empty: those of the encoder's levels (unet); 256, 128, 64, 32,
+    16 cut to fit (timm_unet)."""
     pretrained: bool = False
     """Start the encoder from timm's published weights, downloaded once (timm encoders)."""
     weights_path: str | None = None

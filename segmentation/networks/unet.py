@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 def build(config: Network, in_channels: int, classes: int) -> nn.Module:
     """Return a UNet of the configured widths, or of `depth` levels that double from `base`."""
     *widths, bottleneck = level_widths(config)
-    return UNet(in_channels, classes, widths, bottleneck, norm=config.norm, dropout=config.dropout)
+    return UNet(
+        in_channels,
+        classes,
+        widths,
+        bottleneck,
+        decoder_widths=config.decoder_widths,
+        norm=config.norm,
+        dropout=config.dropout,
+    )
 
 
 def level_widths(config: Network) -> list[int]:
@@ -46,7 +54,10 @@ class DoubleConv(nn.Module):
 
 
 class UNet(nn.Module):
-    """An encoder that halves the resolution after each level, and a decoder that doubles it again."""
+    """An encoder that halves the resolution after each level, and a decoder that doubles it again.
+
+    decoder_widths: channels of the decoder's levels, coarsest first; empty: those of the encoder's.
+    """
 
     def __init__(
         self,
@@ -55,18 +66,25 @@ class UNet(nn.Module):
         widths: Sequence[int],
         bottleneck: int,
         *,
+        decoder_widths: Sequence[int] = (),
         norm: str = "batch",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        decoder_widths = tuple(decoder_widths) or tuple(reversed(widths))
+        if len(decoder_widths) != len(widths):
+            raise ValueError(
+                f"decoder_widths: got {list(decoder_widths)}; expected {len(widths)} widths, one for each level above "
+                "the bottleneck"
+            )
         inputs = [in_channels, *widths]
         self.encoders = nn.ModuleList(DoubleConv(inputs[i], width, norm) for i, width in enumerate(widths))
         self.bottleneck = DoubleConv(widths[-1], bottleneck, norm)
         self.decoders = nn.ModuleList()
         below = bottleneck
-        for width in reversed(widths):
+        for skip, width in zip(reversed(widths), decoder_widths, strict=True):
             self.decoders.append(nn.ConvTranspose2d(below, width, 2, stride=2))
-            self.decoders.append(DoubleConv(2 * width, width, norm, dropout))
+            self.decoders.append(DoubleConv(skip + width, width, norm, dropout))
             below = width
         self.final_conv = nn.Conv2d(below, classes, 1)
 

@@ -10,6 +10,7 @@ import configuration
 from segmentation.checkpoints import fill
 from segmentation.epoch import DataError
 from segmentation.networks import NETWORKS, Network, build, parameter_count, without_weights
+from segmentation.networks.cost import macs
 from segmentation.networks.tinyunet import TinyUNet
 from segmentation.networks.unet import UNet
 
@@ -95,6 +96,7 @@ def test_dropout_makes_training_passes_differ_and_evaluation_passes_equal():
     assert torch.equal(model(image), model(image))
 
 
+@pytest.mark.row("P1")
 @pytest.mark.parametrize(
     ("widths", "bottleneck", "count"),
     [
@@ -109,6 +111,7 @@ def test_unet_has_the_golden_number_of_parameters(widths, bottleneck, count):
         assert parameter_count(build(Network(widths=widths, bottleneck=bottleneck), 1, 4)) == count
 
 
+@pytest.mark.row("P41")
 @pytest.mark.parametrize(
     ("widths", "bottleneck", "count"),
     [((64, 128, 256, 512), 1024, 48_104_472_576), ((16, 32, 64, 128), 256, 3_016_753_152)],
@@ -128,6 +131,44 @@ def test_unet_costs_the_golden_number_of_multiplications(widths, bottleneck, cou
                 module.register_forward_hook(add)
         model(torch.zeros(1, 1, 256, 256))
     assert total == count
+    assert macs(model, 1, 256, 256) == count
+
+
+@pytest.mark.row("P1")
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+def test_unet_takes_any_depth_and_any_widths(depth):
+    widths, decoder = (3, 7, 5, 6, 2)[:depth], (4, 9, 1, 8, 5)[:depth]
+    model = build(Network(widths=widths, bottleneck=11, decoder_widths=decoder), 2, 3)
+    assert [block.net[0].out_channels for block in model.encoders] == list(widths)
+    ups, blocks = model.decoders[::2], model.decoders[1::2]
+    assert [(up.in_channels, up.out_channels) for up in ups] == list(zip((11, *decoder), decoder, strict=False))
+    inputs = [skip + width for skip, width in zip(reversed(widths), decoder, strict=True)]
+    assert [(block.net[0].in_channels, block.net[3].out_channels) for block in blocks] == list(
+        zip(inputs, decoder, strict=True)
+    )
+    assert model(torch.randn(2, 2, 40, 33)).shape == (2, 3, 40, 33)
+
+
+@pytest.mark.row("P1")
+def test_a_decoder_as_wide_as_the_encoder_is_the_default():
+    torch.manual_seed(0)
+    first = build(Network(widths=(4, 6)), 1, 2).state_dict()
+    torch.manual_seed(0)
+    second = build(Network(widths=(4, 6), decoder_widths=(6, 4)), 1, 2).state_dict()
+    assert list(first) == list(second)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.row("P1")
+def test_the_skip_stands_before_what_comes_from_below():
+    model = build(Network(widths=(3,), bottleneck=4, decoder_widths=(5,)), 1, 2).eval()
+    given = []
+    model.decoders[1].register_forward_hook(lambda module, inputs, output: given.append(inputs[0]))
+    image = torch.randn(1, 1, 16, 16)
+    model(image)
+    skip = model.encoders[0](image)
+    below = model.decoders[0](model.bottleneck(torch.nn.functional.max_pool2d(skip, 2)))
+    assert torch.equal(given[0], torch.cat([skip, below], 1))
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
@@ -158,9 +199,10 @@ def test_too_many_levels_are_refused():
         build(Network(name="timm_unet", encoder="resnet10t", encoder_levels=9), 3, 2)
 
 
-def test_wrong_decoder_widths_are_refused():
-    with pytest.raises(ValueError, match="expected 5 widths"):
-        build(small("timm_unet", decoder_widths=(8, 4)), 3, 2)
+@pytest.mark.parametrize(("name", "levels"), [("timm_unet", 5), ("unet", 2)])
+def test_wrong_decoder_widths_are_refused(name, levels):
+    with pytest.raises(ValueError, match=f"decoder_widths: got .* expected {levels} widths"):
+        build(small(name, decoder_widths=(8, 4, 2)), 3, 2)
 
 
 @pytest.mark.row("X13")
