@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,7 +24,12 @@ class Outputs(NamedTuple):
         presence = None if self.presence is None else self.presence.float()
         return Outputs(self.logits.float(), tuple(logits.float() for logits in self.auxiliary), presence)
 
-    def cropped(self, height: int, width: int) -> Outputs:
-        """Return the same without what lies right of and below this size."""
-        auxiliary = tuple(logits[..., :height, :width] for logits in self.auxiliary)
-        return Outputs(self.logits[..., :height, :width], auxiliary, self.presence)
+    def cropped(self, size: Sequence[int]) -> Outputs:
+        """Return the same without what lies beyond this size, such as (H, W)."""
+        auxiliary = tuple(cropped(logits, size) for logits in self.auxiliary)
+        return Outputs(cropped(self.logits, size), auxiliary, self.presence)
+
+
+def cropped(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return logits (B, K, ...) without what lies beyond this size of their last sides."""
+    return logits[(slice(None), slice(None), *(slice(side) for side in size))]

@@ -459,8 +459,7 @@ def _start(
         torch.cuda.set_device(device)
     dtype = resolve_precision(config.precision, device)
     _check_strategy(config)
-    layout = torch.channels_last if config.channels_last else torch.preserve_format
-    model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    model.to(device=device, memory_format=_layout(config, model))  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
     # Before the strategy is made, which may cut the weights into parts.
     state = None if resume is None else _weights_and_state(resume, model, average)
@@ -488,6 +487,12 @@ def _start(
         if resume is not None and checkpoints.has_rewind(resume):
             loop.rewind = checkpoints.load_rewind(resume)
     return loop
+
+
+def _layout(config: TrainingConfig, model: nn.Module) -> torch.memory_format:
+    """Return how weights lie in memory; those of volumes' networks stay as they are, PyTorch's name is for images."""
+    images = all(parameter.dim() <= 4 for parameter in model.parameters())
+    return torch.channels_last if config.channels_last and images else torch.preserve_format
 
 
 def _check_strategy(config: TrainingConfig) -> None:

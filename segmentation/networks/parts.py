@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmentation.outputs import Outputs
+from segmentation.outputs import Outputs, cropped
 
 Output = TypeVar("Output", Tensor, Outputs, Tensor | Outputs)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers that differ between images and volumes."""
+
+    conv: type[nn.Module]
+    transposed: type[nn.Module]
+    batch_norm: type[nn.Module]
+    instance_norm: type[nn.Module]
+    dropout: type[nn.Module]
+    max_pool: Callable[..., Tensor]
+    interpolation: str
+
+
+LAYERS = {
+    2: Layers(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.Dropout2d, F.max_pool2d, "bilinear"),
+    3: Layers(
+        nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.Dropout3d, F.max_pool3d, "trilinear"
+    ),
+}
+"""By the number of dimensions: of images (B, C, H, W) and of volumes (B, C, D, H, W)."""
 
 
 class EncoderNetwork(nn.Module):
@@ -40,40 +63,43 @@ class EncoderNetwork(nn.Module):
         return self
 
 
-def conv(in_channels: int, out_channels: int, norm: str = "batch") -> list[nn.Module]:
-    """Return the layers of a 3x3 convolution with normalisation and ReLU; a bias only where nothing normalises."""
+def conv(in_channels: int, out_channels: int, norm: str = "batch", dims: int = 2) -> list[nn.Module]:
+    """Return the layers of a convolution 3 wide with normalisation and ReLU; a bias only where nothing normalises."""
     return [
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm == "none"),
-        normalisation(norm, out_channels),
+        LAYERS[dims].conv(in_channels, out_channels, 3, padding=1, bias=norm == "none"),
+        normalisation(norm, out_channels, dims),
         nn.ReLU(inplace=True),
     ]
 
 
-def normalisation(name: str, channels: int) -> nn.Module:
+def normalisation(name: str, channels: int, dims: int = 2) -> nn.Module:
     """Return the normalisation layer; group takes as many groups as divide the channels, 8 at the most."""
     if name == "none":
         return nn.Identity()
     if name == "group":
         return nn.GroupNorm(max(count for count in range(1, 9) if channels % count == 0), channels)
     if name == "instance":
-        return nn.InstanceNorm2d(channels, affine=True)
-    return nn.BatchNorm2d(channels)
+        return LAYERS[dims].instance_norm(channels, affine=True)
+    return LAYERS[dims].batch_norm(channels)
 
 
-def fitted(forward: Callable[[Tensor], Output], image: Tensor, multiple: int) -> Output:
-    """Run a network on an image padded at its right and lower edge, and cut the padding off the logits.
+def fitted(forward: Callable[[Tensor], Output], image: Tensor, multiple: int | Sequence[int]) -> Output:
+    """Run a network on an image padded at the end of each side, and cut the padding off the logits.
 
-    image: (B, C, H, W); the edge is repeated until both sides are a multiple of `multiple`, and twice it at
-        least: a bottleneck of one pixel has no variance to normalise by.
+    image: (B, C, H, W) or (B, C, D, H, W); the edge is repeated until every side is a multiple of `multiple`, and
+        height and width twice it at least: a bottleneck of one pixel has no variance to normalise by.
+    multiple: one for all sides, or one for each.
     """
-    height, width = image.shape[-2:]
-    down, right = _missing(height, multiple), _missing(width, multiple)
-    if not (down or right):
+    size = tuple(image.shape[2:])
+    sides: tuple[int, ...] = (multiple,) * len(size) if isinstance(multiple, int) else tuple(multiple)
+    leasts = [*sides[:-2], *(2 * each for each in sides[-2:])]
+    missing = [_missing(*each) for each in zip(size, sides, leasts, strict=True)]
+    if not any(missing):
         return forward(image)
-    padded = F.pad(image, (0, right, 0, down), mode="replicate")
-    output = forward(padded)
-    return output.cropped(height, width) if isinstance(output, Outputs) else output[..., :height, :width]
+    pads = [pad for each in reversed(missing) for pad in (0, each)]  # the last side first
+    output = forward(F.pad(image, pads, mode="replicate"))
+    return output.cropped(size) if isinstance(output, Outputs) else cropped(output, size)
 
 
-def _missing(size: int, multiple: int) -> int:
-    return max(2 * multiple, -(-size // multiple) * multiple) - size
+def _missing(size: int, multiple: int, least: int) -> int:
+    return max(least, -(-size // multiple) * multiple) - size

@@ -15,6 +15,8 @@ from segmentation.training import TrainingConfig
 NETWORKS = {
     "tinyunet": Network(name="tinyunet", base=4),
     "unet": Network(name="unet", widths=(4, 8)),
+    "attention_unet": Network(name="attention_unet", widths=(4, 8)),
+    "unetplusplus": Network(name="unetplusplus", widths=(4, 8)),
     "timm_unet": Network(name="timm_unet", decoder_widths=(8, 4, 4), encoder_levels=3),
     "unet3plus": Network(name="unet3plus", encoder="plain", widths=(4, 8), cat_channels=4),
     "unet3plus_simplified": Network(name="unet3plus_simplified", encoder="plain", widths=(4, 8), cat_channels=4),

@@ -9,9 +9,14 @@ from safetensors.torch import save_file
 import configuration
 from segmentation.checkpoints import fill
 from segmentation.epoch import DataError
+from segmentation.losses import Loss
+from segmentation.losses import build as build_loss
 from segmentation.networks import NETWORKS, Network, build, parameter_count, without_weights
+from segmentation.networks.attention_unet import AttentionGate
+from segmentation.networks.cost import macs
 from segmentation.networks.tinyunet import TinyUNet
 from segmentation.networks.unet import UNet
+from segmentation.outputs import Outputs
 
 torch.set_num_threads(1)
 
@@ -32,6 +37,7 @@ def test_the_config_offers_every_network():
 
 
 @pytest.mark.row("A9")
+@pytest.mark.row("P42")
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (5, 70)])
 def test_any_size_gives_finite_logits_of_that_size(name, size):
     torch.manual_seed(0)
@@ -42,6 +48,7 @@ def test_any_size_gives_finite_logits_of_that_size(name, size):
         assert torch.isfinite(logits).all()
 
 
+@pytest.mark.row("P42")
 def test_every_parameter_gets_a_gradient(name):
     torch.manual_seed(0)
     model = build(small(name), 1, 3)
@@ -95,6 +102,7 @@ def test_dropout_makes_training_passes_differ_and_evaluation_passes_equal():
     assert torch.equal(model(image), model(image))
 
 
+@pytest.mark.row("P1")
 @pytest.mark.parametrize(
     ("widths", "bottleneck", "count"),
     [
@@ -109,6 +117,7 @@ def test_unet_has_the_golden_number_of_parameters(widths, bottleneck, count):
         assert parameter_count(build(Network(widths=widths, bottleneck=bottleneck), 1, 4)) == count
 
 
+@pytest.mark.row("P41")
 @pytest.mark.parametrize(
     ("widths", "bottleneck", "count"),
     [((64, 128, 256, 512), 1024, 48_104_472_576), ((16, 32, 64, 128), 256, 3_016_753_152)],
@@ -128,6 +137,44 @@ def test_unet_costs_the_golden_number_of_multiplications(widths, bottleneck, cou
                 module.register_forward_hook(add)
         model(torch.zeros(1, 1, 256, 256))
     assert total == count
+    assert macs(model, 1, 256, 256) == count
+
+
+@pytest.mark.row("P1")
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+def test_unet_takes_any_depth_and_any_widths(depth):
+    widths, decoder = (3, 7, 5, 6, 2)[:depth], (4, 9, 1, 8, 5)[:depth]
+    model = build(Network(widths=widths, bottleneck=11, decoder_widths=decoder), 2, 3)
+    assert [block.net[0].out_channels for block in model.encoders] == list(widths)
+    ups, blocks = model.decoders[::2], model.decoders[1::2]
+    assert [(up.in_channels, up.out_channels) for up in ups] == list(zip((11, *decoder), decoder, strict=False))
+    inputs = [skip + width for skip, width in zip(reversed(widths), decoder, strict=True)]
+    assert [(block.net[0].in_channels, block.net[3].out_channels) for block in blocks] == list(
+        zip(inputs, decoder, strict=True)
+    )
+    assert model(torch.randn(2, 2, 40, 33)).shape == (2, 3, 40, 33)
+
+
+@pytest.mark.row("P1")
+def test_a_decoder_as_wide_as_the_encoder_is_the_default():
+    torch.manual_seed(0)
+    first = build(Network(widths=(4, 6)), 1, 2).state_dict()
+    torch.manual_seed(0)
+    second = build(Network(widths=(4, 6), decoder_widths=(6, 4)), 1, 2).state_dict()
+    assert list(first) == list(second)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.row("P1")
+def test_the_skip_stands_before_what_comes_from_below():
+    model = build(Network(widths=(3,), bottleneck=4, decoder_widths=(5,)), 1, 2).eval()
+    given = []
+    model.decoders[1].register_forward_hook(lambda module, inputs, output: given.append(inputs[0]))
+    image = torch.randn(1, 1, 16, 16)
+    model(image)
+    skip = model.encoders[0](image)
+    below = model.decoders[0](model.bottleneck(torch.nn.functional.max_pool2d(skip, 2)))
+    assert torch.equal(given[0], torch.cat([skip, below], 1))
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
@@ -158,9 +205,101 @@ def test_too_many_levels_are_refused():
         build(Network(name="timm_unet", encoder="resnet10t", encoder_levels=9), 3, 2)
 
 
-def test_wrong_decoder_widths_are_refused():
-    with pytest.raises(ValueError, match="expected 5 widths"):
-        build(small("timm_unet", decoder_widths=(8, 4)), 3, 2)
+KINDS = ("unet", "attention_unet", "unetplusplus")
+
+
+@pytest.mark.row("P42")
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("norm", ["group", "instance", "none"])
+def test_kinds_of_unet_take_norm_dropout_and_widths(name, norm):
+    model = build(small(name, norm=norm, dropout=0.5, widths=(3, 5), bottleneck=6), 1, 2)
+    assert not [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    image = torch.randn(2, 1, 16, 16)
+    assert not torch.equal(model(image), model(image))
+    model.eval()
+    assert torch.equal(model(image), model(image)) and torch.isfinite(model(image)).all()
+
+
+@pytest.mark.row("P42")
+def test_an_attention_gate_weighs_the_skip_as_the_paper_says():
+    gate = AttentionGate(2, 3, (2, 2))
+    skip, below = torch.randn(1, 2, 4, 6), torch.randn(1, 3, 2, 3)
+    theta, phi, psi = gate.theta.weight[0], gate.phi.weight[0, :, 0, 0], gate.psi.weight.item()
+    weights = torch.empty(2, 3)
+    for y in range(2):
+        for x in range(3):
+            place = skip[0, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+            query = ((theta * place).sum() + phi @ below[0, :, y, x] + gate.phi.bias).relu()
+            weights[y, x] = 1 / (1 + torch.exp(-(psi * query + gate.psi.bias)))
+    enlarged = torch.nn.functional.interpolate(weights[None, None], size=(4, 6), mode="bilinear")
+    torch.testing.assert_close(gate(skip, below), skip * enlarged)
+    # What passes is between nothing and all of the skip.
+    assert (gate(skip, below).abs() < skip.abs()).all()
+
+
+@pytest.mark.row("P42")
+def test_attention_gates_stand_on_every_skip_and_open_gates_make_it_a_unet():
+    torch.manual_seed(0)
+    model = build(small("attention_unet", widths=(3, 4), decoder_widths=(6, 5)), 1, 2).eval()
+    plain = UNet(1, 2, (3, 4), 8, decoder_widths=(6, 5)).eval()
+    state = model.state_dict()
+    plain.load_state_dict({key: state[key] for key in plain.state_dict()})
+    image = torch.randn(1, 1, 32, 32)
+    assert [(gate.theta.in_channels, gate.phi.in_channels) for gate in model.gates] == [(4, 8), (3, 6)]
+    assert not torch.allclose(model(image), plain(image))
+    for gate in model.gates:
+        torch.nn.init.constant_(gate.psi.bias, 50.0)
+    torch.testing.assert_close(model(image), plain(image))
+
+
+@pytest.mark.row("P42")
+def test_every_node_of_unetplusplus_reads_all_nodes_to_its_left_and_the_one_below():
+    model = build(small("unetplusplus", depth=3), 1, 2).eval()
+    given, made = {}, {}
+
+    def note(key):
+        def hook(module, inputs, output):
+            given[key], made[key] = inputs[0], output
+
+        return hook
+
+    for i, encoder in enumerate(model.encoders):
+        encoder.register_forward_hook(note((i, 0)))
+    for i, row in enumerate(model.nodes):
+        for j, node in enumerate(row, start=1):
+            node.register_forward_hook(note((i, j)))
+    logits = model(torch.randn(1, 1, 32, 32))
+    assert set(made) == {(i, j) for i in range(4) for j in range(4 - i)}
+    for i, j in made:
+        if j:
+            up = model.ups[i][j - 1](made[i + 1, j - 1])
+            assert torch.equal(given[i, j], torch.cat([*(made[i, k] for k in range(j)), up], 1))
+    assert torch.equal(logits, model.final_conv(made[0, 3]))
+
+
+@pytest.mark.row("P42")
+def test_unetplusplus_is_supervised_at_every_node_of_the_finest_level_in_training():
+    torch.manual_seed(0)
+    model = build(small("unetplusplus", depth=3, deep_supervision=True), 1, 2)
+    torch.manual_seed(0)
+    without = build(small("unetplusplus", depth=3), 1, 2)
+    image, made = torch.randn(2, 1, 33, 40), {}
+    for j, node in enumerate(model.nodes[0], start=1):
+        node.register_forward_hook(lambda module, inputs, output, j=j: made.update({j: output}))
+    outputs = model(image)
+    assert isinstance(outputs, Outputs) and torch.equal(outputs.logits, without(image))
+    for at, (logits, head) in enumerate(zip(outputs.auxiliary, model.side_heads, strict=True)):
+        assert torch.equal(logits, head(made[2 - at])[..., :33, :40])
+    loss = build_loss(Loss(), multilabel=False)(outputs, torch.zeros(2, 33, 40, dtype=torch.int64))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert isinstance(model.eval()(image), torch.Tensor)
+
+
+@pytest.mark.parametrize(("name", "levels"), [("timm_unet", 5), ("unet", 2), ("attention_unet", 2)])
+def test_wrong_decoder_widths_are_refused(name, levels):
+    with pytest.raises(ValueError, match=f"decoder_widths: got .* expected {levels} widths"):
+        build(small(name, decoder_widths=(8, 4, 2)), 3, 2)
 
 
 @pytest.mark.row("X13")

@@ -17,6 +17,7 @@ from PIL import Image
 
 import workloads
 from configuration import fields
+from search import spec_file
 from segmentation import networks
 from segmentation.networks import cost
 from tests.conftest import ROOT
@@ -374,3 +375,18 @@ def test_a_strategy_that_is_not_installed_is_refused_before_anything_starts(name
     assert command.main(["train", name, "--set", "strategy=deepspeed"]) == BAD_INPUT
     assert "strategy: got deepspeed, which is not installed; install it by pip install" in capsys.readouterr().err
     assert not list(Path().rglob("checkpoint.json"))
+
+
+@pytest.mark.row("P42")
+@pytest.mark.parametrize("name", ["attention_unet", "unetplusplus"])
+def test_kinds_of_unet_are_chosen_by_name_searched_and_trained(name, tmp_path):
+    space = tmp_path / "kinds.yaml"
+    space.write_text(
+        "workload: pairs\nobjective: {metric: val_mean_iou, mode: max}\n"
+        f"parameters: {{network.name: {{type: categorical, choices: [unet, {name}]}}}}\n"
+    )
+    assert spec_file.load(str(space)).parameters[0].choices == ("unet", name)
+    values = ["preset=debug", f"network.name={name}", "network.depth=2", "epochs=3", "network.deep_supervision=true"]
+    assert command.main(["train", "pairs", *(word for value in values for word in ("--set", value))]) == DONE
+    losses = [row["metrics"]["train_loss"] for row in rows("runs/pairs-train")]
+    assert losses[-1] < losses[0]
