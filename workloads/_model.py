@@ -197,7 +197,8 @@ def refuse_same_names(pictures: Iterable[Path]) -> None:
     """Raise DataError if two pictures differ in nothing but their suffixes, so that their predictions would too."""
     found: dict[Path, Path] = {}
     for path in pictures:
-        if (other := found.setdefault(path.with_suffix(""), path)) != path:
+        stem = path.with_name(path.name.removesuffix(".gz")).with_suffix("")
+        if (other := found.setdefault(stem, path)) != path:
             both = f"{other.name} and {path.name}"
             raise DataError(f"{path.parent}: predictions of {both} would have one name; rename one of them")
 

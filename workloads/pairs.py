@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from segmentation import (
@@ -186,7 +185,7 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
         )
         classes = probability.argmax(0).cpu().numpy()
         stem = path.relative_to(source).with_suffix("") if path != source else Path(path.stem)
-        written += _write_prediction(out_dir / stem, image, classes, values)
+        written += figures.write_prediction(out_dir / stem, image, values[classes], classes)
     return written
 
 
@@ -295,14 +294,3 @@ def _examples(
     spread = _model.spread(indices, 4 * SHOWN)
     chosen = sorted(spread, key=lambda index: -len(np.unique(samples.mask(index))))[:SHOWN]
     return _model.examples(model, samples, chosen, normaliser)
-
-
-def _write_prediction(
-    stem: Path, image: np.ndarray[Any, Any], classes: np.ndarray[Any, Any], values: np.ndarray[Any, Any]
-) -> list[Path]:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    mask, over = stem.with_name(f"{stem.name}_mask.png"), stem.with_name(f"{stem.name}_overlay.png")
-    Image.fromarray(values[classes]).save(mask)
-    painted = drawing.class_map(classes)
-    Image.fromarray(drawing.blend(drawing.as_picture(image), painted)).save(over)
-    return [mask, over]
