@@ -58,7 +58,9 @@ def read(path: Path) -> tuple[Array, Head]:
     if values.dtype.kind == "f":
         values = values.astype(np.float32)
         if not np.isfinite(values).all():
-            raise DataError(f"{path}: {np.count_nonzero(~np.isfinite(values))} values are NaN or infinite; replace them")
+            raise DataError(
+                f"{path}: {np.count_nonzero(~np.isfinite(values))} values are NaN or infinite; replace them"
+            )
     elif values.dtype.kind not in "iu":
         raise DataError(f"{path}: holds {values.dtype}; expected whole or real numbers")
     return values, found

@@ -32,6 +32,7 @@ from segmentation import (
     ranks,
     splits,
     strategy,
+    surfaces,
     training,
 )
 from segmentation import figures as drawing
@@ -46,16 +47,38 @@ from segmentation.samples import Samples
 from segmentation.splits import Splits
 from segmentation.training import TrainingConfig
 from workloads import _model
-from workloads._acdc import dataset, reader
+from workloads._acdc import dataset, reader, summary
 from workloads._acdc.dataset import Data
 from workloads._acdc.generator import Synthetic
 from workloads._pairs import figures
 from workloads._pairs.dataset import with_channels
 
-__all__ = ["Config", "evaluate", "inspect", "metrics", "predict", "prepare", "sources", "train"]
+__all__ = ["Config", "evaluate", "finish", "inspect", "metrics", "predict", "prepare", "sources", "train"]
 
 CONVENTION = Convention()
 SHOWN = 4
+# Albumentations' elastic transform with alpha 8 and sigma 5 shifts pixels by 8 / sqrt(3) / (2 sqrt(pi) 5) = 0.26 of
+# them; TorchIO's random gamma is exp(-0.3) to exp(0.3), and exp(0.3) = 1.35.
+REFERENCE_AUGMENTATION = Augmentation(
+    horizontal_flip=0.5,
+    vertical_flip=0.1,
+    rotate90=0.0,
+    elastic=0.26,
+    elastic_smoothness=10.0,
+    elastic_probability=0.3,
+    grid_distortion=0.2,
+    grid_distortion_probability=0.3,
+    gamma=0.35,
+    gamma_probability=0.4,
+    bias_field=0.5,
+    bias_field_probability=0.3,
+    noise=0.25,
+    noise_probability=0.25,
+    blur=2.0,
+    blur_probability=0.2,
+    motion=10.0,
+    motion_probability=0.15,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +95,59 @@ class Config(TrainingConfig):
     """How training samples are varied."""
     network: Network = field(default_factory=Network)
     """Which network, and how large."""
-    loss: Loss = field(default_factory=Loss)
-    """What is made small."""
+    loss: Loss = field(default_factory=lambda: losses.named("ce_dice"))
+    """What is made small; see loss_function."""
+    loss_function: Literal["", "ce", "dice", "ce_dice", "focal", "dice_focal"] = ""
+    """One of the original's losses by its name, which then takes the place of all of `loss`: ce_dice is 0.7 ce and 0.3
+    dice, dice_focal half of each; dice without background, of a batch as one; focal with gamma 2 and alpha 0.25."""
     loader_workers: int = 0
     """Processes that read a set too large for memory; more than there are CPUs are not started."""
     evaluation_batch: int = 32
     """Slices in one pass of validation, evaluate and predict."""
     flips: bool = False
     """Average predictions over mirrored images in evaluate and predict; four times as slow."""
+    surfaces: bool = True
+    """Whether evaluate scores outlines too, of each volume in mm (of a picture in its pixels): HD95, surface Dice."""
+    surface_tolerance: float = 2.0
+    """How far outlines may lie apart for the surface Dice, in mm or pixels."""
+    save_interval: int = 0
+    """`python -m workloads train` keeps the checkpoint of this epoch for good, as epoch_N: a place to rewind to. 0: of
+    none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        training.check_least(self, 0, "loader_workers")
+        training.check_least(self, 0, "loader_workers", "surface_tolerance", "save_interval")
         training.check_least(self, 1, "evaluation_batch")
-        _model.check_class_weights(self.loss.class_weights, self.data.classes)
+        _model.check_class_weights(self.loss_used.class_weights, self.data.classes)
+
+    @property
+    def loss_used(self) -> Loss:
+        """Return the loss of loss_function, or the one that is given."""
+        return losses.named(self.loss_function) if self.loss_function else self.loss
+
+    @classmethod
+    def reference(cls) -> Config:
+        """Return the original's values; amounts of its augmentation that are not known are its libraries' defaults.
+
+        A fifth of what is not for testing validates, as there; without imagesTs a fifth of all tests.
+        """
+        return cls(
+            data=Data(fractions=(0.64, 0.16, 0.2), split_seed=42),
+            network=Network(name="unet", widths=(64, 128, 256, 512, 512), bottleneck=1024),
+            augmentation=REFERENCE_AUGMENTATION,
+            loss_function="ce_dice",
+            epochs=25,
+            batch_size=32,
+            evaluation_batch=1,
+            optimizer="adam",
+            lr=0.009,
+            weight_decay=0.0,
+            lr_schedule="none",
+            precision="fp32",
+            deterministic=True,
+            seed=42,
+            save_interval=5,
+        )
 
     @classmethod
     def debug(cls) -> Config:
@@ -136,7 +198,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     for epoch in training.fit(
         config,
         model=build_network(config, config.data.in_channels),
-        loss=losses.build(config.loss, multilabel=False),
+        loss=losses.build(config.loss_used, multilabel=False),
         train_batches=_model.training_batches(config, samples, made, normaliser),
         validate=_validator(config, samples, made, normaliser),
         draw=functools.partial(_draw_strips, samples, made.validation, normaliser),
@@ -158,10 +220,12 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     _model.refuse_seen(checkpoint, made)
     names = dataset.class_names(config.data)
     model = FlipAverage(model, multilabel=False) if config.flips else model
+    predicted: dict[int, np.ndarray[Any, Any]] = {}
     with splits.test_split_open():
         indices = splits.indices(made, split)
-        found = _score(config, model, samples, indices, normaliser)
+        found = _score(config, model, samples, indices, normaliser, predicted if config.surfaces else None)
         drawn = _draw(config, model, samples, indices, normaliser, out_dir)
+        outlines = _model.outlines(samples, predicted, config.data.classes, config.surface_tolerance)
     price = price_of(config)
     scored = evaluation.evaluation(
         found,
@@ -177,8 +241,36 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
             **price,
         },
     )
+    if outlines:
+        unit = "mm, of pictures pixels"
+        scored = surfaces.add(scored, outlines, names, unit=unit, tolerance=config.surface_tolerance)
     curves = _model.save_curves(out_dir / "training_curves.png", checkpoint, "val_mean_dice_no_bg")
-    return dataclasses.replace(scored, metrics={**scored.metrics, **price}, figures=(*drawn, *curves))
+    told = {"checkpoint": str(checkpoint), "metrics": scored.metrics}
+    written = [
+        summary.write_metrics(out_dir, scored, names),
+        summary.write_summary(out_dir, "eval", original=int(price["params"]), more=told),
+    ]
+    files = (*drawn, *curves, *(path.name for path in written))
+    return dataclasses.replace(scored, metrics={**scored.metrics, **price}, figures=files)
+
+
+def finish(folder: Path) -> list[Path]:
+    """Write what follows from a whole run, whose checkpoints are folder/best and folder/last; return the paths.
+
+    metrics.json, training_curves.png, predictions.png of the best epoch on the validation split, run_summary.json.
+    """
+    best, last = folder / "best", folder / "last"
+    config, model, normaliser = load(best)
+    samples, made = dataset.load(config.data)
+    drawn = _draw(config, model, samples, made.validation, normaliser, folder)
+    curves = _model.save_curves(folder / "training_curves.png", last, "val_mean_dice_no_bg")
+    meta = checkpoints.read_meta(best)
+    told = {"checkpoint": str(best), "epoch": meta["epoch"], "metrics": meta["metrics"]}
+    return [
+        summary.write_run_metrics(folder, best, last),
+        *(folder / name for name in (*curves, *drawn)),
+        summary.write_summary(folder, "train", original=int(price_of(config)["params"]), more=told),
+    ]
 
 
 def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
@@ -233,9 +325,7 @@ def inspect(config: Config, out_dir: Path) -> list[Path]:
     out_dir.mkdir(parents=True, exist_ok=True)
     splits.write(made, out_dir / "splits.json")
     names, path = dataset.class_names(config.data), out_dir / "samples.png"
-    return [
-        figures.save_samples(path, samples, shown, normaliser, config.augmentation, names, losses.IGNORE_INDEX)
-    ]
+    return [figures.save_samples(path, samples, shown, normaliser, config.augmentation, names, losses.IGNORE_INDEX)]
 
 
 def build_network(config: Config, in_channels: int) -> nn.Module:
@@ -287,8 +377,14 @@ def _validator(
 
 
 def _score(
-    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
+    config: Config,
+    model: nn.Module,
+    samples: Samples,
+    indices: Sequence[int],
+    normaliser: Normaliser,
+    predicted: dict[int, np.ndarray[Any, Any]] | None = None,
 ) -> evaluation.ImageScores:
+    """Return the scores of some samples; their predictions, (H, W) class ids, are put into `predicted`."""
     found = _model.evaluation_batches(
         samples,
         indices,
@@ -297,8 +393,14 @@ def _score(
         device=next(model.parameters()).device,
         loader_workers=config.loader_workers,
     )
-    loss = losses.build_per_image(config.loss, multilabel=False)
-    return evaluation.score_batches(model, found, config.data.classes, multilabel=False, loss=loss)
+    return evaluation.score_batches(
+        model,
+        found,
+        config.data.classes,
+        multilabel=False,
+        loss=losses.build_per_image(config.loss_used, multilabel=False),
+        watch=None if predicted is None else functools.partial(_model.keep_classes, predicted),
+    )
 
 
 @torch.inference_mode()

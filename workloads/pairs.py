@@ -10,6 +10,7 @@ no tile overlaps another split's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from segmentation import (
     ranks,
     splits,
     strategy,
+    surfaces,
     training,
 )
 from segmentation import figures as drawing
@@ -74,9 +76,14 @@ class Config(TrainingConfig):
     overlap: float = 0.5
     """How much the tiles overlap from which predict makes an image, as a part of their side."""
 
+    surfaces: bool = False
+    """Whether evaluate scores outlines too, in pixels of each tile: HD95 and surface Dice."""
+    surface_tolerance: float = 2.0
+    """How far outlines may lie apart for the surface Dice, in pixels."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        training.check_least(self, 0, "loader_workers")
+        training.check_least(self, 0, "loader_workers", "surface_tolerance")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap: got {self.overlap}; expected 0 or more, and less than 1")
         _model.check_class_weights(self.loss.class_weights, self.data.classes)
@@ -146,10 +153,13 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     _model.refuse_seen(checkpoint, made)
     names = dataset.class_names(config.data)
     model = FlipAverage(model, multilabel=False) if config.flips else model
+    predicted: dict[int, Any] = {}
     with splits.test_split_open():
         indices = splits.indices(made, split)
-        found = _score(config, model, samples, indices, normaliser)
+        found = _score(config, model, samples, indices, normaliser, predicted if config.surfaces else None)
         drawn = _draw(config, model, samples, indices, normaliser, out_dir)
+        tolerance, ignored = config.surface_tolerance, config.data.ignore_index
+        outlines = _model.outlines(samples, predicted, config.data.classes, tolerance, ignored)
     scored = evaluation.evaluation(
         found,
         [made.groups[index] for index in found.index],
@@ -158,6 +168,8 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
         convention=CONVENTION,
         details={"split": split, "group_key": made.key, "synthetic": False, "flips": config.flips},
     )
+    if outlines:
+        scored = surfaces.add(scored, outlines, names, unit="pixels", tolerance=tolerance)
     curves = _model.save_curves(out_dir / "curves.png", checkpoint, "val_mean_iou")
     return dataclasses.replace(scored, figures=(*drawn, *curves))
 
@@ -247,8 +259,14 @@ def _validator(
 
 
 def _score(
-    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
+    config: Config,
+    model: nn.Module,
+    samples: Samples,
+    indices: Sequence[int],
+    normaliser: Normaliser,
+    predicted: dict[int, Any] | None = None,
 ) -> evaluation.ImageScores:
+    """Return the scores of some samples; their predictions, (H, W) class ids, are put into `predicted`."""
     found = _model.evaluation_batches(
         samples,
         indices,
@@ -258,9 +276,14 @@ def _score(
         loader_workers=config.loader_workers,
     )
     loss = losses.build_per_image(config.loss, multilabel=False, ignore_index=config.data.ignore_index)
-    ignored = config.data.ignore_index
     return evaluation.score_batches(
-        model, found, config.data.classes, multilabel=False, ignore_index=ignored, loss=loss
+        model,
+        found,
+        config.data.classes,
+        multilabel=False,
+        ignore_index=config.data.ignore_index,
+        loss=loss,
+        watch=None if predicted is None else functools.partial(_model.keep_classes, predicted),
     )
 
 

@@ -70,7 +70,9 @@ class Data:
         if not 2 <= self.classes <= 255:
             raise ValueError(f"classes: got {self.classes}; expected 2 to 255, background included")
         if self.names and (len(self.names) != self.classes or len(set(self.names)) != self.classes):
-            raise ValueError(f"names: got {list(self.names)}; expected {self.classes} different ones, one for each class")
+            raise ValueError(
+                f"names: got {list(self.names)}; expected {self.classes} different ones, one for each class"
+            )
         for name, least in (("size", 8), ("patients", 0), ("in_channels", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected {least} or more")
@@ -111,7 +113,9 @@ def class_names(data: Data) -> tuple[str, ...]:
 
 def root(data: Data) -> Path:
     """Return the data folder: the given one, or that of the synthetic hearts."""
-    return Path(data.root).expanduser() if data.root else generator.ensure(data.synthetic, cache.cache_folder(data.cache))
+    return (
+        Path(data.root).expanduser() if data.root else generator.ensure(data.synthetic, cache.cache_folder(data.cache))
+    )
 
 
 def find(data: Data) -> list[Volume]:
@@ -160,12 +164,8 @@ def scaled(image: Array, data: Data) -> Array:
 def resized_mask(mask: Array, height: int, width: int) -> Array:
     """Return (H, W) class ids at another size, each that of the nearest pixel."""
     nearest = InterpolationMode.NEAREST_EXACT
-    return transforms.resize(torch.from_numpy(mask.astype(np.uint8))[None], [height, width], nearest)[0].numpy()
-
-
-def spacing(note: dict[str, str]) -> tuple[float, ...]:
-    """Return the distance between a sample's pixels along rows and columns, and between slices, in mm."""
-    return tuple(json.loads(note["spacing"]))
+    planes = torch.from_numpy(mask.astype(np.uint8))[None]
+    return np.asarray(transforms.resize(planes, [height, width], nearest)[0])
 
 
 def manifest(data: Data, samples: Samples, made: Splits) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Which volumes a folder holds, and their pixels, in any of three layouts.
 
-    original   root/[training/]patient001/patient001_frame01.nii.gz, ..._frame01_gt.nii.gz, Info.cfg
-    nnU-Net    root/imagesTr/patient001_frame01_0000.nii.gz, root/labelsTr/patient001_frame01.nii.gz, imagesTs, labelsTs
-    pairs      root/images/a.png, root/masks/a.png: pictures, arrays or volumes of one name
+original   root/[training/]patient001/patient001_frame01.nii.gz, ..._frame01_gt.nii.gz, Info.cfg
+nnU-Net    root/imagesTr/patient001_frame01_0000.nii.gz, root/labelsTr/patient001_frame01.nii.gz, imagesTs, labelsTs
+pairs      root/images/a.png, root/masks/a.png: pictures, arrays or volumes of one name
 """
 
 from __future__ import annotations
