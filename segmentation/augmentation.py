@@ -1,9 +1,9 @@
 """Random changes of image and mask together; whatever changes colours alone leaves the mask as it is.
 
 Every sample has its own draw, taken from the generator that is passed in and from nowhere else. Quarter turns and
-flips move pixels without touching their values. Rotation, scale, shift and elastic deformation become one grid, so
-that a pixel is interpolated once: bilinear in the image, nearest in the mask, mirrored at the border so that no class
-is made up there.
+flips move pixels without touching their values. Rotation, scale, shift, elastic deformation and distorted grid become
+one grid, so that a pixel is interpolated once: bilinear in the image, nearest in the mask, mirrored at the border so
+that no class is made up there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
 Augmenter = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
-PROBABILITIES = ("horizontal_flip", "vertical_flip", "rotate90", "colour_probability")
+GRID_STEPS = 5
+"""Cells of the distorted grid along each axis."""
+BIAS_TERMS = tuple((row, column) for row in range(4) for column in range(4 - row) if row + column)
+"""Powers of the place down and to the right in each term of the bias field, a polynomial of third order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,12 @@ class Augmentation:
     """Typical shift of an elastic deformation, in pixels."""
     elastic_smoothness: float = 8.0
     """Distance over which the elastic deformation varies, in pixels."""
+    elastic_probability: float = 1.0
+    """Probability of the elastic deformation."""
+    grid_distortion: float = 0.0
+    """Largest change of the width of the rows and columns of a grid of 5 x 5 cells, 0.2 for 0.8 to 1.2 times."""
+    grid_distortion_probability: float = 1.0
+    """Probability of the distorted grid."""
     brightness: float = 0.0
     """Largest amount added to all normalised values, one draw an image."""
     brightness_factor: float = 0.0
@@ -50,20 +59,39 @@ class Augmentation:
     """Largest change of the distance from an image's mean, 0.2 for 0.8 to 1.2 times."""
     gamma: float = 0.0
     """Largest change of the exponent, 0.2 for 1/1.2 to 1.2, between an image's smallest and largest value."""
+    bias_field: float = 0.0
+    """Largest coefficient of the bias field: the exponential of a polynomial of third order in the place, -1 to 1,
+    that stored values are multiplied with, as of a coil near the body; black stays black."""
     blur: float = 0.0
     """Largest standard deviation of a Gaussian blur, in pixels."""
+    motion: float = 0.0
+    """Longest way that the image moves in a random direction while it is taken, in pixels."""
     noise: float = 0.0
     """Largest standard deviation of Gaussian noise, in normalised values."""
     colour_probability: float = 1.0
-    """Probability of each of brightness, brightness_factor, contrast, gamma, blur and noise, where they are not 0."""
+    """Probability of each of brightness, brightness_factor, contrast, gamma, bias_field, blur, motion and noise, where
+    they are not 0."""
+    gamma_probability: float | None = None
+    """Probability of gamma; null: colour_probability."""
+    bias_field_probability: float | None = None
+    """Probability of the bias field; null: colour_probability."""
+    blur_probability: float | None = None
+    """Probability of the blur; null: colour_probability."""
+    motion_probability: float | None = None
+    """Probability of the motion; null: colour_probability."""
+    noise_probability: float | None = None
+    """Probability of the noise; null: colour_probability."""
 
     def __post_init__(self) -> None:
         """Refuse what is no probability, amount or angle."""
-        for name in (*PROBABILITIES, "translate", "contrast", "brightness_factor"):
-            if not 0 <= getattr(self, name) <= 1:
+        shares = ("horizontal_flip", "vertical_flip", "rotate90", "translate", "contrast", "brightness_factor")
+        for name in (*shares, *(field.name for field in fields(self) if field.name.endswith("_probability"))):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected 0 to 1")
+        if self.grid_distortion >= 1:
+            raise ValueError(f"grid_distortion: got {self.grid_distortion}; expected less than 1, or cells vanish")
         for field in fields(self):
-            if getattr(self, field.name) < 0:
+            if (getattr(self, field.name) or 0) < 0:
                 raise ValueError(f"{field.name}: got {getattr(self, field.name)}; expected 0 or more")
         if self.elastic_smoothness < 1:
             raise ValueError(f"elastic_smoothness: got {self.elastic_smoothness}; expected at least 1 pixel")
@@ -93,29 +121,45 @@ Step = Callable[[Augmentation, Tensor, Tensor, Generator], tuple[Tensor, Tensor]
 
 def _steps(config: Augmentation, black: Sequence[float]) -> list[tuple[Step, bool]]:
     """Return every step in order, and whether the configuration asks for it."""
-    moves = config.rotate_degrees or config.scale or config.translate or config.elastic
+    moves = config.rotate_degrees or config.scale or config.translate or config.elastic or config.grid_distortion
+    colours: dict[str, Step] = {
+        "gamma": _gamma,
+        "bias_field": functools.partial(_bias_field, black),
+        "contrast": _contrast,
+        "brightness": _brightness,
+        "brightness_factor": functools.partial(_brightness_factor, black),
+        "blur": _blur,
+        "motion": _motion,
+        "noise": _noise,
+    }
     return [
         (_lay, config.horizontal_flip + config.vertical_flip + config.rotate90 > 0),
         (_warp, moves > 0),
-        (_perhaps(_gamma), config.gamma > 0),
-        (_perhaps(_contrast), config.contrast > 0),
-        (_perhaps(_brightness), config.brightness > 0),
-        (_perhaps(functools.partial(_brightness_factor, black)), config.brightness_factor > 0),
-        (_perhaps(_blur), config.blur > 0),
-        (_perhaps(_noise), config.noise > 0),
+        *((_perhaps(step, _probability(config, name)), getattr(config, name) > 0) for name, step in colours.items()),
     ]
 
 
-def _perhaps(step: Step) -> Step:
-    """Return the step with the probability of changes of colour, drawn for each sample."""
+def _probability(config: Augmentation, name: str) -> float:
+    """Return that of a change of colour: its own, or the one for all."""
+    own: float | None = getattr(config, f"{name}_probability", None)
+    return config.colour_probability if own is None else own
+
+
+def _perhaps(step: Step, probability: float) -> Step:
+    """Return the change of colour with a probability, drawn for each sample."""
+    if probability == 1:
+        return step
 
     def tried(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        if config.colour_probability == 1:
-            return step(config, image, mask, generator)
-        chosen = torch.rand(len(image), generator=generator) < config.colour_probability
+        chosen = _chosen(probability, len(image), generator)
         return torch.where(_column(chosen, image), step(config, image, mask, generator)[0], image), mask
 
     return tried
+
+
+def _chosen(probability: float, count: int, generator: Generator) -> Tensor:
+    """Return which of so many samples are changed, (count,)."""
+    return torch.rand(count, generator=generator) < probability
 
 
 def _lay(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -165,7 +209,9 @@ def _grid(config: Augmentation, image: Tensor, generator: Generator) -> Tensor:
     rows = torch.stack([cos, -sin * height / width, sin * width / height, cos], dim=1).view(count, 2, 2)
     theta = torch.cat([rows, shift[:, :, None]], dim=2).to(image.device)
     grid = functional.affine_grid(theta, [count, 1, height, width], align_corners=False)
-    return grid + _elastic(config, image, generator) if config.elastic else grid
+    if config.elastic:
+        grid = grid + _elastic(config, image, generator)
+    return grid + _grid_distortion(config, image, generator) if config.grid_distortion else grid
 
 
 def _elastic(config: Augmentation, image: Tensor, generator: Generator) -> Tensor:
@@ -175,8 +221,32 @@ def _elastic(config: Augmentation, image: Tensor, generator: Generator) -> Tenso
     draws = torch.randn((count, 2, *coarse), generator=generator)
     smooth = functional.interpolate(draws, (height, width), mode="bicubic", align_corners=True)
     pixels = smooth / smooth.std(dim=(-2, -1), keepdim=True).clamp_min(1e-6) * config.elastic
+    if config.elastic_probability < 1:
+        pixels = pixels * _chosen(config.elastic_probability, count, generator).view(-1, 1, 1, 1)
     size = torch.tensor([width, height], dtype=torch.float32).view(2, 1, 1)
     return (pixels * 2 / size).permute(0, 2, 3, 1).to(image.device)
+
+
+def _grid_distortion(config: Augmentation, image: Tensor, generator: Generator) -> Tensor:
+    """Return (B, H, W, 2) shifts that stretch some rows and columns of a grid and squeeze the others."""
+    count, _, height, width = image.shape
+    draws = torch.rand((2, count, GRID_STEPS), generator=generator) * 2 - 1
+    chosen = _chosen(config.grid_distortion_probability, count, generator).view(-1, 1)
+    down, right = (
+        _stretched(1 + config.grid_distortion * draws[axis] * chosen, size) for axis, size in enumerate((height, width))
+    )
+    both = right[:, None, :].expand(-1, height, -1), down[:, :, None].expand(-1, -1, width)
+    return torch.stack(both, dim=-1).to(image.device)
+
+
+def _stretched(cells: Tensor, size: int) -> Tensor:
+    """Return (B, size): by how much each pixel of an axis from -1 to 1 moves where cells have these widths."""
+    ends = torch.cat([torch.zeros(len(cells), 1), cells.cumsum(1)], dim=1)
+    ends = 2 * ends / ends[:, -1:] - 1  # (B, GRID_STEPS + 1), where the cells begin and end
+    place = (torch.arange(size) + 0.5) / size * GRID_STEPS
+    cell = place.long().clamp_max(GRID_STEPS - 1)
+    moved = torch.lerp(ends[:, cell], ends[:, cell + 1], (place - cell).expand(len(cells), -1))
+    return moved - (2 * place / GRID_STEPS - 1)
 
 
 def _gamma(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -184,6 +254,19 @@ def _gamma(config: Augmentation, image: Tensor, mask: Tensor, generator: Generat
     low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
     spread = (high - low).clamp_min(1e-12)
     return ((image - low) / spread).pow(exponent) * spread + low, mask
+
+
+def _bias_field(
+    black: Sequence[float], config: Augmentation, image: Tensor, mask: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Source: Van Leemput et al. 1999, Automated model-based bias field correction of MR images of the brain."""
+    count, _, height, width = image.shape
+    down, right = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)[None]
+    terms = torch.stack([down**row * right**column for row, column in BIAS_TERMS])  # (T, H, W)
+    coefficients = config.bias_field * (torch.rand((count, len(terms)), generator=generator) * 2 - 1)
+    field = torch.einsum("bt,thw->bhw", coefficients, terms).exp()[:, None].to(image.device)
+    zero = torch.tensor(black, dtype=image.dtype, device=image.device).view(-1, 1, 1)
+    return (image - zero) * field + zero, mask
 
 
 def _contrast(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -212,6 +295,21 @@ def _blur(config: Augmentation, image: Tensor, mask: Tensor, generator: Generato
         for one, width in zip(image, widths, strict=True)
     ]
     return torch.stack(blurred), mask
+
+
+def _motion(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return the mean of the image along a way, by shifts of a pixel at most."""
+    count, _, height, width = image.shape
+    angle, length = math.pi * _uniform(count, generator), config.motion * torch.rand(count, generator=generator)
+    way = torch.stack([angle.cos() * length * 2 / width, angle.sin() * length * 2 / height], dim=1)
+    still = torch.eye(2).expand(count, 2, 2)
+    total = torch.zeros_like(image)
+    shares = torch.linspace(-0.5, 0.5, math.ceil(config.motion) + 1)
+    for share in shares:
+        theta = torch.cat([still, (share * way)[:, :, None]], dim=2).to(image.device)
+        grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
+        total += functional.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
+    return total / len(shares), mask
 
 
 def _noise(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -39,11 +39,13 @@ def score_batches(
     threshold: float | tuple[float, ...] = 0.5,
     ignore_index: int = 255,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> ImageScores:
     """Return counts, and losses where one is given, of every image.
 
     `batches` yields image (B, C, H, W), mask (B, H, W) or (B, K, H, W), and index (B,), on the network's device.
-    `loss` gives one number an image, see `losses.build_per_image`. The network is left in evaluation mode.
+    `loss` gives one number an image, see `losses.build_per_image`; `watch` is shown logits and index of each batch. The
+    network is left in evaluation mode.
     """
     model.eval()
     parts = [empty(classes)]
@@ -51,6 +53,8 @@ def score_batches(
         for image, mask, index in batches:
             logits = model(image)  # (B, K, H, W)
             found = metrics.count(logits, mask, multilabel=multilabel, threshold=threshold, ignore_index=ignore_index)
+            if watch is not None:
+                watch(logits, index)
             losses = np.full(len(index), np.nan) if loss is None else loss(logits, mask).double().cpu().numpy()
             parts.append(ImageScores(index.cpu().numpy(), found, losses))
     return merge(parts)

@@ -64,6 +64,8 @@ class Loss:
     """Whether class 0 counts in dice, tversky, lovasz, iou and ms_ssim (classes that exclude each other)."""
     focal_gamma: float = 2.0
     """How much less a pixel counts that is already right."""
+    focal_alpha: float = 1.0
+    """What the focal loss is multiplied by, all classes alike."""
     tversky_alpha: float = 0.3
     """Weight of false positives."""
     tversky_beta: float = 0.7
@@ -71,7 +73,7 @@ class Loss:
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in LOSSES}
-        for name in (*weights, "focal_gamma", "tversky_alpha", "tversky_beta", "aux_weight", "presence"):
+        for name in (*weights, "focal_gamma", "focal_alpha", "tversky_alpha", "tversky_beta", "aux_weight", "presence"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected 0 or more")
         if self.dice_smooth <= 0:
@@ -205,10 +207,10 @@ def focal(logits: Tensor, target: Target, config: Loss) -> Tensor:
     if target.exclusive:
         log_right = F.log_softmax(logits, 1)
         surprise = -(target.onehot * (1 - log_right.exp()) ** config.focal_gamma * log_right)
-        return _mean_over_pixels(_weighted(surprise, config).sum(1, keepdim=True), target.valid)
+        return config.focal_alpha * _mean_over_pixels(_weighted(surprise, config).sum(1, keepdim=True), target.valid)
     log_right = F.logsigmoid(torch.where(target.onehot > 0, logits, -logits))
     surprise = -((1 - log_right.exp()) ** config.focal_gamma) * log_right
-    return _mean_over_pixels(_weighted(surprise, config), target.valid)
+    return config.focal_alpha * _mean_over_pixels(_weighted(surprise, config), target.valid)
 
 
 def lovasz(logits: Tensor, target: Target, config: Loss) -> Tensor:
@@ -276,6 +278,30 @@ LOSSES: dict[str, Callable[[Tensor, Target, Loss], Tensor]] = {
     "iou": iou,
     "ms_ssim": ms_ssim,
 }
+
+
+def named(name: str) -> Loss:
+    """Return one of the losses of the basic_UNet system by its name, such as ce_dice.
+
+    Its Dice is that of softmax, without background, of the batch as one.
+
+    Raises:
+        ValueError: for a name that is none of `NAMED`.
+    """
+    if name not in NAMED:
+        raise ValueError(f"got {name!r}; expected one of {', '.join(NAMED)}")
+    weights = dict.fromkeys(("ce", "dice", "focal"), 0.0) | NAMED[name]
+    return Loss(**weights, dice_background=False, dice_pooling="batch", dice_smooth=1e-6, focal_alpha=0.25)
+
+
+NAMED: dict[str, dict[str, float]] = {
+    "ce": {"ce": 1.0},
+    "dice": {"dice": 1.0},
+    "ce_dice": {"ce": 0.7, "dice": 0.3},
+    "focal": {"focal": 1.0},
+    "dice_focal": {"dice": 0.5, "focal": 0.5},
+}
+"""What each of them weighs."""
 
 
 def _probability(logits: Tensor, target: Target) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -88,8 +88,9 @@ def split(
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     key: str = "group",
+    test: Collection[str] = (),
 ) -> Splits:
-    """Deal whole groups to train, validation and test.
+    """Deal whole groups to train, validation and test; groups given as `test` are that split, and no others.
 
     The order of the groups is that of a hash of seed and group name: it does not depend on how they were listed,
     on the machine, or on the version of a generator of random numbers. With one sample a group the sizes are
@@ -102,9 +103,12 @@ def split(
     if min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise ValueError(f"fractions: got {fractions}; expected three positive numbers that sum to 1")
     sizes = Counter(groups)
-    if len(sizes) < len(NAMES):
+    given = {group: "test" for group in sizes if group in test}
+    rest = {group: size for group, size in sizes.items() if group not in given}
+    if len(sizes) < len(NAMES) or len(rest) < 2:
         raise DataError(f"{len(names)} samples in {len(sizes)} groups by {key}; three splits need at least 3 groups")
-    owner = _owners(sizes, fractions, seed)
+    shares = [part / (1 - fractions[2]) for part in fractions[:2]] if given else fractions
+    owner = {**given, **_owners(rest, shares, seed)}
     dealt = {name: tuple(i for i, group in enumerate(groups) if owner[group] == name) for name in NAMES}
     splits = Splits(**dealt, seed=seed, key=key, names=tuple(names), groups=tuple(groups))
     check(splits)
@@ -165,16 +169,16 @@ def read(path: Path) -> Splits:
     return splits
 
 
-def _owners(sizes: Mapping[str, int], fractions: tuple[float, float, float], seed: int) -> dict[str, str]:
-    """Return the split of each group: the one in which the middle of its samples falls."""
-    total = sum(sizes.values())
-    bounds = (int(fractions[0] * total), int((fractions[0] + fractions[1]) * total), total)
+def _owners(sizes: Mapping[str, int], fractions: Sequence[float], seed: int) -> dict[str, str]:
+    """Return the split of each group, as many splits as fractions: the one in which the middle of its samples falls."""
+    total, names = sum(sizes.values()), NAMES[: len(fractions)]
+    bounds = [int(sum(fractions[: place + 1]) * total) for place in range(len(names) - 1)]
     owner, before = {}, 0
     for group in sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest()):
         middle = before + sizes[group] / 2
-        owner[group] = NAMES[next(position for position, bound in enumerate(bounds) if middle < bound)]
+        owner[group] = names[next(position for position, bound in enumerate([*bounds, total]) if middle < bound)]
         before += sizes[group]
-    for name in NAMES:
+    for name in names:
         if name not in owner.values():
             owner[_spare(owner, sizes)] = name
     return owner

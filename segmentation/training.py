@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor, Tensor]
 # A look at the loss makes a GPU wait for the host; on the CPU it costs nothing.
 STEPS_BETWEEN_CHECKS_ON_GPU = 50
+PEAK = "peak_memory_mib"
+"""Metric of an epoch on a GPU; a CPU has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +215,7 @@ def fit(
     steps_per_epoch: int = 0,
     watch: Callable[[Epoch], None] | None = None,
 ) -> Iterator[Epoch]:
-    """Yield each validated epoch of training: its train_loss (mean over images), what `validate` returns, and lr.
+    """Yield each validated epoch of training: its train_loss, what `validate` returns, and what `reported` names.
 
     model: with its first weights; it is moved to the config's device and trained in place.
     train_batches: the batches of an epoch, by its number from 1: image, mask, index.
@@ -222,7 +224,7 @@ def fit(
     draw: write a picture of what a network predicts.
     resume: checkpoint folder of one of these epochs; the run goes on after it.
     steps_per_epoch: lets the learning rate change with every step; 0: with every epoch.
-    watch: is shown every epoch, also those between validations, which have train_loss and lr alone.
+    watch: is shown every epoch, also those between validations, which have no scores.
 
     Raises:
         ValueError: if freeze_epochs or warmup_steps are asked for and cannot be had.
@@ -255,7 +257,8 @@ def _epochs(
         loop.strategy.free_network()
         _freeze(loop)
         clock = Clock(loop.device, on=loop.config.profile)
-        train_loss = _train_pass(loop, train_batches(progress.epoch), clock)
+        _forget_peak(loop)
+        train_loss, deviation = _train_pass(loop, train_batches(progress.epoch), clock)
         lr = float(loop.strategy.optimizer.param_groups[0]["lr"])
         validated = is_validated(loop.config, progress.epoch)
         rewound = progress.epoch == loop.config.rewind_epoch
@@ -265,7 +268,8 @@ def _epochs(
             weights = checkpoints.plain_weights(loop.best_model)
             loop.rewind = {name: tensor.clone() for name, tensor in weights.items()}
         scores = _validate(loop, validate) if validated else {}
-        metrics = {"train_loss": train_loss, **scores, "lr": lr, **clock.percentages()}
+        metrics = {"train_loss": train_loss, "train_loss_std": deviation, **scores, "lr": lr, **_peak(loop)}
+        metrics |= clock.percentages()
         if loop.config.on_oom == "accumulate":
             metrics["micro_batch"] = float(loop.micro_batch)
         if validated:
@@ -285,7 +289,22 @@ def _epochs(
 def reported(config: TrainingConfig) -> dict[str, str]:
     """Return what `fit` adds to the scores of an epoch, and which way is better."""
     shares = {f"time_{part}": "min" for part in PARTS} if config.profile else {}
-    return {"train_loss": "min", "lr": "max", **shares}
+    on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    memory = {PEAK: "min"} if on_gpu else {}
+    return {"train_loss": "min", "train_loss_std": "min", "lr": "max", **memory, **shares}
+
+
+def _forget_peak(loop: Loop) -> None:
+    if loop.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(loop.device)
+
+
+def _peak(loop: Loop) -> dict[str, float]:
+    """Return the most memory that PyTorch held on any rank's GPU in this epoch, validation included; else nothing."""
+    if loop.device.type != "cuda":
+        return {}
+    held = torch.cuda.max_memory_allocated(loop.device) / 2**20
+    return {PEAK: float(ranks.largest(held, loop.device))}
 
 
 def is_validated(config: TrainingConfig, epoch: int) -> bool:
@@ -556,8 +575,8 @@ def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     return converted
 
 
-def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> float:
-    """Run one epoch of steps; return the mean loss over images."""
+def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> tuple[float, float]:
+    """Run one epoch of steps; return the loss's mean over images, and its deviation over the batches of all ranks."""
     loop.model.train()
     every = 1 if loop.device.type == "cpu" else STEPS_BETWEEN_CHECKS_ON_GPU
     losses: list[Tensor] = []
@@ -575,10 +594,18 @@ def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> float:
         raise ValueError(f"epoch {loop.progress.epoch} has no training batch; lower batch_size or give more images")
     with clock("sync"):
         _check_finite(loop, losses[-(len(sizes) % every or every) :], len(sizes))
-        weights = torch.tensor(sizes, dtype=torch.float64)
-        both = torch.stack([(torch.stack(losses).double().cpu() * weights).sum(), weights.sum()])
-        added, count = ranks.total(both.to(loop.device)).tolist()
-    return float(added / count)
+        values, weights = torch.stack(losses).double().cpu(), torch.tensor(sizes, dtype=torch.float64)
+        counted = values[weights > 0]
+        sums = [
+            (values * weights).sum(),
+            weights.sum(),
+            counted.sum(),
+            (counted**2).sum(),
+            (weights > 0).sum().double(),
+        ]
+        added, images, total, squares, batches_there = ranks.total(torch.stack(sums).to(loop.device)).tolist()
+    variance = squares / batches_there - (total / batches_there) ** 2
+    return float(added / images), math.sqrt(max(variance, 0.0))
 
 
 def _step(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: Clock) -> Tensor:

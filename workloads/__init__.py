@@ -22,6 +22,10 @@ and, for prediction by several workers (`python -m search predict`), if it wants
     def sources(source) -> list[Path]             the files of a folder that `predict` takes, in its order
     def merge(out_dir, source) -> list[Path]      write what is about all images, once their predictions are there
 
+and, for `python -m workloads train`, if it wants
+
+    def finish(folder) -> list[Path]              write what follows from a whole run; its folder holds best/ and last/
+
 Each makes `out_dir` if it is missing. `python -m workloads` is the way to use one without a search.
 """
 

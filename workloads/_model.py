@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import configuration
-from segmentation import augmentation, checkpoints, figures, normalisation, ranks, splits, training
+from segmentation import augmentation, checkpoints, figures, normalisation, ranks, splits, surfaces, training
 from segmentation.epoch import DataError, Epoch
 from segmentation.loading import batches
 from segmentation.networks import Network, cost
@@ -90,6 +92,34 @@ def evaluation_batches(
         loader_workers=loader_workers,
         device=device,
     )
+
+
+def keep_classes(predicted: dict[int, Any], logits: Tensor, index: Tensor) -> None:
+    """Put the class ids (H, W) of each image of a batch into a dictionary, by the sample's number."""
+    classes = logits.argmax(1).to(torch.uint8).cpu().numpy()
+    predicted.update(zip(index.tolist(), classes, strict=True))
+
+
+def outlines(
+    samples: Samples, predicted: Mapping[int, Any], classes: int, tolerance: float, ignore_index: int = 255
+) -> list[tuple[str, Any]]:
+    """Return the group of each predicted volume, and how far its outlines lie apart, see `surfaces.compare`.
+
+    Samples whose notes name one volume are its slices, in order; others are each their own, measured in pixels. Ignored
+    pixels count as background.
+    """
+    volumes: dict[str, list[int]] = defaultdict(list)
+    for index in sorted(predicted):
+        volumes[samples.extra(index).get("volume", samples.names[index])].append(index)
+    found = []
+    for slices in volumes.values():
+        mask = np.stack([samples.mask(index) for index in slices], axis=-1)
+        called = np.where(mask == ignore_index, 0, np.stack([predicted[index] for index in slices], axis=-1))
+        steps = json.loads(samples.extra(slices[0]).get("spacing", "[1, 1]"))
+        mask = np.where(mask == ignore_index, 0, mask)
+        distances = surfaces.compare(called, mask, classes, spacing=(*steps, 1.0)[:3], tolerance=tolerance)
+        found.append((samples.groups[slices[0]], distances))
+    return found
 
 
 def spread(indices: Sequence[int], count: int) -> list[int]:
@@ -197,7 +227,8 @@ def refuse_same_names(pictures: Iterable[Path]) -> None:
     """Raise DataError if two pictures differ in nothing but their suffixes, so that their predictions would too."""
     found: dict[Path, Path] = {}
     for path in pictures:
-        if (other := found.setdefault(path.with_suffix(""), path)) != path:
+        stem = path.with_name(path.name.removesuffix(".gz")).with_suffix("")
+        if (other := found.setdefault(stem, path)) != path:
             both = f"{other.name} and {path.name}"
             raise DataError(f"{path.parent}: predictions of {both} would have one name; rename one of them")
 

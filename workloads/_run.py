@@ -3,6 +3,7 @@
 run.json         workload, every value of its Config, the metric that `best` goes by, the data's manifest
 metrics.jsonl    a line for each epoch
 best/, last/     checkpoint folders: one to use, one to go on from
+epoch_N/         that of one epoch, kept for good, where the Config has a save_interval
 """
 
 from __future__ import annotations
@@ -107,6 +108,9 @@ def train(run: Run) -> Path:
     found = _recovered(run.folder / BEST)
     if found is None:
         raise NonFiniteError(f"{run.metric} was never finite, so no epoch is the best; choose by another --metric")
+    if advanced and hasattr(run.workload, "finish"):
+        for path in run.workload.finish(run.folder):
+            logger.info("%s", path)
     return found
 
 
@@ -176,7 +180,8 @@ def _keep(run: Run, epoch: Epoch, lines: list[dict[str, Any]], best: bool) -> No
     """Write what an epoch gave, `last` at the end: a run that goes on from it knows all epochs up to it."""
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
     durable.write(run.folder / METRICS_FILE, text)
-    for name in [BEST] * best + [LAST]:
+    kept = epoch.number == getattr(run.config, "save_interval", 0)
+    for name in [BEST] * best + [f"epoch_{epoch.number}"] * kept + [LAST]:
         _save(epoch, run.folder / name)
 
 

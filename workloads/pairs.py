@@ -10,6 +10,7 @@ no tile overlaps another split's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from segmentation import (
@@ -30,6 +30,7 @@ from segmentation import (
     ranks,
     splits,
     strategy,
+    surfaces,
     training,
 )
 from segmentation import figures as drawing
@@ -75,9 +76,14 @@ class Config(TrainingConfig):
     overlap: float = 0.5
     """How much the tiles overlap from which predict makes an image, as a part of their side."""
 
+    surfaces: bool = False
+    """Whether evaluate scores outlines too, in pixels of each tile: HD95 and surface Dice."""
+    surface_tolerance: float = 2.0
+    """How far outlines may lie apart for the surface Dice, in pixels."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        training.check_least(self, 0, "loader_workers")
+        training.check_least(self, 0, "loader_workers", "surface_tolerance")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap: got {self.overlap}; expected 0 or more, and less than 1")
         _model.check_class_weights(self.loss.class_weights, self.data.classes)
@@ -147,10 +153,13 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     _model.refuse_seen(checkpoint, made)
     names = dataset.class_names(config.data)
     model = FlipAverage(model, multilabel=False) if config.flips else model
+    predicted: dict[int, Any] = {}
     with splits.test_split_open():
         indices = splits.indices(made, split)
-        found = _score(config, model, samples, indices, normaliser)
+        found = _score(config, model, samples, indices, normaliser, predicted if config.surfaces else None)
         drawn = _draw(config, model, samples, indices, normaliser, out_dir)
+        tolerance, ignored = config.surface_tolerance, config.data.ignore_index
+        outlines = _model.outlines(samples, predicted, config.data.classes, tolerance, ignored)
     scored = evaluation.evaluation(
         found,
         [made.groups[index] for index in found.index],
@@ -159,6 +168,8 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
         convention=CONVENTION,
         details={"split": split, "group_key": made.key, "synthetic": False, "flips": config.flips},
     )
+    if outlines:
+        scored = surfaces.add(scored, outlines, names, unit="pixels", tolerance=tolerance)
     curves = _model.save_curves(out_dir / "curves.png", checkpoint, "val_mean_iou")
     return dataclasses.replace(scored, figures=(*drawn, *curves))
 
@@ -186,7 +197,7 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
         )
         classes = probability.argmax(0).cpu().numpy()
         stem = path.relative_to(source).with_suffix("") if path != source else Path(path.stem)
-        written += _write_prediction(out_dir / stem, image, classes, values)
+        written += figures.write_prediction(out_dir / stem, image, values[classes], classes)
     return written
 
 
@@ -248,8 +259,14 @@ def _validator(
 
 
 def _score(
-    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
+    config: Config,
+    model: nn.Module,
+    samples: Samples,
+    indices: Sequence[int],
+    normaliser: Normaliser,
+    predicted: dict[int, Any] | None = None,
 ) -> evaluation.ImageScores:
+    """Return the scores of some samples; their predictions, (H, W) class ids, are put into `predicted`."""
     found = _model.evaluation_batches(
         samples,
         indices,
@@ -259,9 +276,14 @@ def _score(
         loader_workers=config.loader_workers,
     )
     loss = losses.build_per_image(config.loss, multilabel=False, ignore_index=config.data.ignore_index)
-    ignored = config.data.ignore_index
     return evaluation.score_batches(
-        model, found, config.data.classes, multilabel=False, ignore_index=ignored, loss=loss
+        model,
+        found,
+        config.data.classes,
+        multilabel=False,
+        ignore_index=config.data.ignore_index,
+        loss=loss,
+        watch=None if predicted is None else functools.partial(_model.keep_classes, predicted),
     )
 
 
@@ -295,14 +317,3 @@ def _examples(
     spread = _model.spread(indices, 4 * SHOWN)
     chosen = sorted(spread, key=lambda index: -len(np.unique(samples.mask(index))))[:SHOWN]
     return _model.examples(model, samples, chosen, normaliser)
-
-
-def _write_prediction(
-    stem: Path, image: np.ndarray[Any, Any], classes: np.ndarray[Any, Any], values: np.ndarray[Any, Any]
-) -> list[Path]:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    mask, over = stem.with_name(f"{stem.name}_mask.png"), stem.with_name(f"{stem.name}_overlay.png")
-    Image.fromarray(values[classes]).save(mask)
-    painted = drawing.class_map(classes)
-    Image.fromarray(drawing.blend(drawing.as_picture(image), painted)).save(over)
-    return [mask, over]

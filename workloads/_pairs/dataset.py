@@ -236,7 +236,7 @@ def _common_size(pairs: Sequence[Pair]) -> tuple[int, int]:
 
 def _read_pair(data: Data, image_path: Path, mask_path: Path) -> tuple[Array, Array]:
     """Return image (C, H, W) and mask (H, W) of class ids."""
-    image = _with_channels(images.channels_first(images.read_image(image_path)), data.channels, image_path)
+    image = with_channels(images.channels_first(images.read_image(image_path)), data.channels, image_path)
     mask = images.read_mask(mask_path)
     if image.shape[1:] != mask.shape:
         sizes = f"{image_path.name} is {size_text(image)}, its mask {mask_path} is {size_text(mask)}"
@@ -252,10 +252,10 @@ def read_channels(path: Path, channels: int) -> Array:
     Raises:
         DataError: naming the file, if it cannot be read or made so.
     """
-    return np.ascontiguousarray(_with_channels(images.channels_first(images.read_image(path)), channels, path))
+    return np.ascontiguousarray(with_channels(images.channels_first(images.read_image(path)), channels, path))
 
 
-def _with_channels(image: Array, channels: int, path: Path) -> Array:
+def with_channels(image: Array, channels: int, path: Path) -> Array:
     """Return the image with as many channels as are wanted; alpha is left out where it is not."""
     colours = image[: len(image) - 1] if len(image) in (2, 4) else image
     if channels in (0, len(image)):

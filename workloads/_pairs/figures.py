@@ -1,4 +1,4 @@
-"""What a person looks at before training: samples as stored, their masks, and what augmentation makes of them."""
+"""What a person looks at: samples before training, as stored and as augmentation makes them; predictions after it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from segmentation import augmentation, figures
 from segmentation.augmentation import Augmentation
@@ -50,6 +51,24 @@ def save_samples(
     figures.legend(figure, class_names, colours, skip_first=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+    return path
+
+
+def write_prediction(
+    stem: Path, image: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], classes: np.ndarray[Any, Any]
+) -> list[Path]:
+    """Write NAME_mask.png, (H, W) of the data's own values, and NAME_overlay.png, the classes over the image."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    path = stem.with_name(f"{stem.name}_mask.png")
+    Image.fromarray(mask).save(path)
+    return [path, write_overlay(stem, image, classes)]
+
+
+def write_overlay(stem: Path, image: np.ndarray[Any, Any], classes: np.ndarray[Any, Any]) -> Path:
+    """Write NAME_overlay.png: an image (C, H, W) with classes (H, W) over it."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    path = stem.with_name(f"{stem.name}_overlay.png")
+    Image.fromarray(figures.blend(figures.as_picture(image), figures.class_map(classes))).save(path)
     return path
 
 

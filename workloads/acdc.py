@@ -1,0 +1,441 @@
+"""Hearts of ACDC, slice by slice: right ventricle, myocardium and left ventricle, by a U-Net; or any 2D set.
+
+    root/patient001/patient001_frame01.nii.gz, ..._gt.nii.gz      ACDC as published
+    root/imagesTr/, labelsTr/ (imagesTs/, labelsTs/)              the same in nnU-Net's raw layout
+    root/images/a.png, root/masks/a.png                           pictures, arrays or volumes, paired by name
+
+Without `data.root` hearts are generated. Differs from the original where it had errors: both frames of a patient are
+in one split, scores are made of summed pixels, and means with and without background are told apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from segmentation import (
+    checkpoints,
+    evaluation,
+    images,
+    losses,
+    networks,
+    nifti,
+    normalisation,
+    ranks,
+    splits,
+    strategy,
+    surfaces,
+    training,
+)
+from segmentation import figures as drawing
+from segmentation.augmentation import Augmentation
+from segmentation.epoch import DataError, Epoch, Evaluation
+from segmentation.losses import Loss
+from segmentation.metrics import Convention
+from segmentation.networks import Network, cost
+from segmentation.normalisation import Normalise, Normaliser
+from segmentation.prediction import FlipAverage
+from segmentation.samples import Samples
+from segmentation.splits import Splits
+from segmentation.training import TrainingConfig
+from workloads import _model
+from workloads._acdc import dataset, reader, summary
+from workloads._acdc.dataset import Data
+from workloads._acdc.generator import Synthetic
+from workloads._pairs import figures
+from workloads._pairs.dataset import with_channels
+
+__all__ = ["Config", "evaluate", "finish", "inspect", "metrics", "predict", "prepare", "sources", "train"]
+
+CONVENTION = Convention()
+SHOWN = 4
+# Albumentations' elastic transform with alpha 8 and sigma 5 shifts pixels by 8 / sqrt(3) / (2 sqrt(pi) 5) = 0.26 of
+# them; TorchIO's random gamma is exp(-0.3) to exp(0.3), and exp(0.3) = 1.35.
+REFERENCE_AUGMENTATION = Augmentation(
+    horizontal_flip=0.5,
+    vertical_flip=0.1,
+    rotate90=0.0,
+    elastic=0.26,
+    elastic_smoothness=10.0,
+    elastic_probability=0.3,
+    grid_distortion=0.2,
+    grid_distortion_probability=0.3,
+    gamma=0.35,
+    gamma_probability=0.4,
+    bias_field=0.5,
+    bias_field_probability=0.3,
+    noise=0.25,
+    noise_probability=0.25,
+    blur=2.0,
+    blur_probability=0.2,
+    motion=10.0,
+    motion_probability=0.15,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    """Everything that can be set."""
+
+    data: Data = field(default_factory=Data)
+    """What is learned from."""
+    normalise: Normalise = field(default_factory=lambda: Normalise(method="none"))
+    """How slices are scaled beyond data.percentiles."""
+    augmentation: Augmentation = field(
+        default_factory=lambda: Augmentation(vertical_flip=0, rotate90=0, rotate_degrees=15, scale=0.15, gamma=0.2)
+    )
+    """How training samples are varied."""
+    network: Network = field(default_factory=Network)
+    """Which network, and how large."""
+    loss: Loss = field(default_factory=lambda: losses.named("ce_dice"))
+    """What is made small; see loss_function."""
+    loss_function: Literal["", "ce", "dice", "ce_dice", "focal", "dice_focal"] = ""
+    """One of the original's losses by its name, which then takes the place of all of `loss`: ce_dice is 0.7 ce and 0.3
+    dice, dice_focal half of each; dice without background, of a batch as one; focal with gamma 2 and alpha 0.25."""
+    loader_workers: int = 0
+    """Processes that read a set too large for memory; more than there are CPUs are not started."""
+    evaluation_batch: int = 32
+    """Slices in one pass of validation, evaluate and predict."""
+    flips: bool = False
+    """Average predictions over mirrored images in evaluate and predict; four times as slow."""
+    surfaces: bool = True
+    """Whether evaluate scores outlines too, of each volume in mm (of a picture in its pixels): HD95, surface Dice."""
+    surface_tolerance: float = 2.0
+    """How far outlines may lie apart for the surface Dice, in mm or pixels."""
+    save_interval: int = 0
+    """`python -m workloads train` keeps the checkpoint of this epoch for good, as epoch_N: a place to rewind to. 0: of
+    none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        training.check_least(self, 0, "loader_workers", "surface_tolerance", "save_interval")
+        training.check_least(self, 1, "evaluation_batch")
+        _model.check_class_weights(self.loss_used.class_weights, self.data.classes)
+
+    @property
+    def loss_used(self) -> Loss:
+        """Return the loss of loss_function, or the one that is given."""
+        return losses.named(self.loss_function) if self.loss_function else self.loss
+
+    @classmethod
+    def reference(cls) -> Config:
+        """Return the original's values; amounts of its augmentation that are not known are its libraries' defaults.
+
+        A fifth of what is not for testing validates, as there; without imagesTs a fifth of all tests.
+        """
+        return cls(
+            data=Data(fractions=(0.64, 0.16, 0.2), split_seed=42),
+            network=Network(name="unet", widths=(64, 128, 256, 512, 512), bottleneck=1024),
+            augmentation=REFERENCE_AUGMENTATION,
+            loss_function="ce_dice",
+            epochs=25,
+            batch_size=32,
+            evaluation_batch=1,
+            optimizer="adam",
+            lr=0.009,
+            weight_decay=0.0,
+            lr_schedule="none",
+            precision="fp32",
+            deterministic=True,
+            seed=42,
+            save_interval=5,
+        )
+
+    @classmethod
+    def debug(cls) -> Config:
+        """Return seconds on a CPU."""
+        return cls(
+            data=Data(size=64, synthetic=Synthetic(patients=12, slices=4, size=64)),
+            network=Network(name="unet", widths=(4, 8), bottleneck=16),
+            augmentation=Augmentation(vertical_flip=0, rotate90=0),
+            epochs=2,
+            lr=1e-2,
+            threads=1,
+        )
+
+
+def metrics(config: Config) -> dict[str, str]:
+    """Return what an epoch reports and which way is better."""
+    names = dataset.class_names(config.data)
+    scores = {f"val_{name}": "max" for name in evaluation.conventions(names, CONVENTION, multilabel=False)}
+    rest = {"val_loss": "min", "val_loss_std": "min", **training.reported(config), "gmacs": "min", "params": "min"}
+    return {"val_mean_dice_no_bg": "max", **scores, **rest}
+
+
+def prepare(config: Config) -> dict[str, Any]:
+    """Check the data and decode it once for this machine; build the network once; return the data's manifest.
+
+    Raises:
+        DataError: naming the file that cannot be used, or pretrained weights that cannot be had.
+        ValueError: for an encoder that timm lacks, or that cannot take images of this size, or a strategy
+            that needs what is not installed.
+    """
+    strategy.check(config.strategy)
+    build_network(config, config.data.in_channels)
+    price_of(config)
+    return dataset.manifest(config.data, *dataset.load(config.data))
+
+
+def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
+    """Yield one epoch of training after the other; `resume` is a checkpoint folder that one of them saved.
+
+    Raises:
+        DataError: if the data, or a checkpoint to start from, cannot be used.
+        NonFiniteError: if a loss becomes nan or infinite.
+    """
+    samples, made = dataset.load(config.data)
+    normaliser = normalisation.build(config.normalise, samples, made.train)
+    training.seed_everything(config.seed)
+    names, synthetic = dataset.class_names(config.data), not config.data.root
+    for epoch in training.fit(
+        config,
+        model=build_network(config, config.data.in_channels),
+        loss=losses.build(config.loss_used, multilabel=False),
+        train_batches=_model.training_batches(config, samples, made, normaliser),
+        validate=_validator(config, samples, made, normaliser),
+        draw=functools.partial(_draw_strips, samples, made.validation, normaliser),
+        meta=_model.meta("acdc", config, names, normaliser, synthetic=synthetic),
+        resume=resume,
+        steps_per_epoch=_model.steps_per_epoch(config, made),
+    ):
+        yield _model.with_splits(epoch, made)
+
+
+def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
+    """Score a checkpoint folder on a split, with intervals over patients, and draw some of its predictions.
+
+    Raises:
+        DataError: if the checkpoint is damaged, or samples of the test split were used in its training.
+    """
+    config, model, normaliser = load(checkpoint, changes)
+    samples, made = dataset.load(config.data)
+    _model.refuse_seen(checkpoint, made)
+    names = dataset.class_names(config.data)
+    model = FlipAverage(model, multilabel=False) if config.flips else model
+    predicted: dict[int, np.ndarray[Any, Any]] = {}
+    with splits.test_split_open():
+        indices = splits.indices(made, split)
+        found = _score(config, model, samples, indices, normaliser, predicted if config.surfaces else None)
+        drawn = _draw(config, model, samples, indices, normaliser, out_dir)
+        outlines = _model.outlines(samples, predicted, config.data.classes, config.surface_tolerance)
+    price = price_of(config)
+    scored = evaluation.evaluation(
+        found,
+        [made.groups[index] for index in found.index],
+        names,
+        multilabel=False,
+        convention=CONVENTION,
+        details={
+            "split": split,
+            "group_key": made.key,
+            "synthetic": not config.data.root,
+            "flips": config.flips,
+            **price,
+        },
+    )
+    if outlines:
+        unit = "mm, of pictures pixels"
+        scored = surfaces.add(scored, outlines, names, unit=unit, tolerance=config.surface_tolerance)
+    curves = _model.save_curves(out_dir / "training_curves.png", checkpoint, "val_mean_dice_no_bg")
+    told = {"checkpoint": str(checkpoint), "metrics": scored.metrics}
+    written = [
+        summary.write_metrics(out_dir, scored, names),
+        summary.write_summary(out_dir, "eval", original=int(price["params"]), more=told),
+    ]
+    files = (*drawn, *curves, *(path.name for path in written))
+    return dataclasses.replace(scored, metrics={**scored.metrics, **price}, figures=files)
+
+
+def finish(folder: Path) -> list[Path]:
+    """Write what follows from a whole run, whose checkpoints are folder/best and folder/last; return the paths.
+
+    metrics.json, training_curves.png, predictions.png of the best epoch on the validation split, run_summary.json.
+    """
+    best, last = folder / "best", folder / "last"
+    config, model, normaliser = load(best)
+    samples, made = dataset.load(config.data)
+    drawn = _draw(config, model, samples, made.validation, normaliser, folder)
+    curves = _model.save_curves(folder / "training_curves.png", last, "val_mean_dice_no_bg")
+    meta = checkpoints.read_meta(best)
+    told = {"checkpoint": str(best), "epoch": meta["epoch"], "metrics": meta["metrics"]}
+    return [
+        summary.write_run_metrics(folder, best, last),
+        *(folder / name for name in (*curves, *drawn)),
+        summary.write_summary(folder, "train", original=int(price_of(config)["params"]), more=told),
+    ]
+
+
+def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
+    """Write for each volume NAME_mask.nii.gz, for each picture NAME_mask.png, and for both NAME_overlay.png.
+
+    A mask has the size of its image, class ids for values; a volume's overlay shows its middle slice.
+
+    Raises:
+        DataError: if the checkpoint or an image cannot be used.
+    """
+    config, model, normaliser = load(checkpoint, changes)
+    model = FlipAverage(model, multilabel=False) if config.flips else model
+    written = []
+    for path in sources(source):
+        stored, _ = reader.read_image(path)
+        slices = [with_channels(stored[..., z], config.data.in_channels, path) for z in range(stored.shape[-1])]
+        classes = _classes_of(config, model, normaliser, slices)  # (H, W, Z)
+        folder = path.parent.relative_to(source) if path != source else Path()
+        stem, middle = out_dir / folder / nifti.stem(path), len(slices) // 2
+        if nifti.is_nifti(path):
+            written += [nifti.write(stem.with_name(f"{stem.name}_mask.nii.gz"), classes, path)]
+            written += [figures.write_overlay(stem, slices[middle], classes[..., middle])]
+        else:
+            written += figures.write_prediction(stem, slices[0], classes[..., 0], classes[..., 0])
+    return written
+
+
+def sources(source: Path) -> list[Path]:
+    """Return what predict takes: a file, or the volumes and pictures below a folder, in order of name.
+
+    Masks (_gt) and whole films (_4d) of ACDC are left alone.
+
+    Raises:
+        DataError: if there is none, or two differ in nothing but their suffixes.
+    """
+    if source.is_file():
+        return [source]
+    files = [path for path in sorted(source.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    volumes = [path for path in files if nifti.is_nifti(path) and not nifti.stem(path).endswith(("_gt", "_4d"))]
+    found = [*volumes, *(path for path in files if path.suffix.lower() in images.SUFFIXES)]
+    if not found:
+        raise DataError(f"{source}: holds no image; expected .nii.gz, {', '.join(images.SUFFIXES)} files")
+    _model.refuse_same_names(found)
+    return sorted(found)
+
+
+def inspect(config: Config, out_dir: Path) -> list[Path]:
+    """Draw four training slices: as stored, with their mask, and augmented; return the picture's path."""
+    samples, made = dataset.load(config.data)
+    normaliser = normalisation.build(config.normalise, samples, made.train)
+    shown = _with_most_classes(samples, splits.indices(made, "train"))
+    out_dir.mkdir(parents=True, exist_ok=True)
+    splits.write(made, out_dir / "splits.json")
+    names, path = dataset.class_names(config.data), out_dir / "samples.png"
+    return [figures.save_samples(path, samples, shown, normaliser, config.augmentation, names, losses.IGNORE_INDEX)]
+
+
+def build_network(config: Config, in_channels: int) -> nn.Module:
+    """Return the network with freshly drawn weights, or an encoder's pretrained ones."""
+    return networks.build(config.network, in_channels, config.data.classes)
+
+
+def price_of(config: Config) -> dict[str, float]:
+    """Return what a network costs: GMACs of one slice, and how many numbers it has."""
+    data = config.data
+    return dict(_price(networks.without_weights(config.network), data.in_channels, data.classes, data.size))
+
+
+def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Config, nn.Module, Normaliser]:
+    """Return a checkpoint's configuration with its changes, its network on the configured device, and how it scales.
+
+    Raises:
+        DataError: if a file is missing or damaged, or the checkpoint is another workload's.
+    """
+    return _model.restore(checkpoint, "acdc", Config, _without_weights, changes)
+
+
+def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
+    network = networks.without_weights(config.network)
+    return build_network(dataclasses.replace(config, network=network), config.data.in_channels)
+
+
+@functools.cache
+def _price(network: Network, channels: int, classes: int, size: int) -> dict[str, float]:
+    """Build the network without weights, and run an image without pixels through it; no random number is drawn."""
+    with torch.device("meta"):
+        model = networks.build(network, channels, classes)
+    macs = _model.macs_of(model, channels, size, size, network)
+    return {"gmacs": macs / 1e9, "params": float(cost.parameters(model))}
+
+
+def _validator(
+    config: Config, samples: Samples, made: Splits, normaliser: Normaliser
+) -> Callable[[nn.Module], dict[str, float]]:
+    names = dataset.class_names(config.data)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        mine = ranks.shard(splits.indices(made, "validation"))
+        scores = evaluation.gather(_score(config, model, samples, mine, normaliser))
+        told = evaluation.summary(scores, names, multilabel=False, convention=CONVENTION, prefix="val_")
+        return {**told, "val_loss_std": float(scores.losses.std()), **price_of(config)}
+
+    return validate
+
+
+def _score(
+    config: Config,
+    model: nn.Module,
+    samples: Samples,
+    indices: Sequence[int],
+    normaliser: Normaliser,
+    predicted: dict[int, np.ndarray[Any, Any]] | None = None,
+) -> evaluation.ImageScores:
+    """Return the scores of some samples; their predictions, (H, W) class ids, are put into `predicted`."""
+    found = _model.evaluation_batches(
+        samples,
+        indices,
+        normaliser,
+        batch_size=config.evaluation_batch,
+        device=next(model.parameters()).device,
+        loader_workers=config.loader_workers,
+    )
+    return evaluation.score_batches(
+        model,
+        found,
+        config.data.classes,
+        multilabel=False,
+        loss=losses.build_per_image(config.loss_used, multilabel=False),
+        watch=None if predicted is None else functools.partial(_model.keep_classes, predicted),
+    )
+
+
+@torch.inference_mode()
+def _classes_of(
+    config: Config, model: nn.Module, normaliser: Normaliser, slices: Sequence[np.ndarray[Any, Any]]
+) -> np.ndarray[Any, Any]:
+    """Return the class ids (H, W, Z) of a volume's slices (C, H, W) at their own size."""
+    device, (height, width) = next(model.parameters()).device, slices[0].shape[1:]
+    found = []
+    for start in range(0, len(slices), config.evaluation_batch):
+        chunk = slices[start : start + config.evaluation_batch]
+        image = torch.from_numpy(np.stack([dataset.scaled(one, config.data) for one in chunk]))
+        logits = model(normaliser(image).to(device)).float()
+        own = nn.functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+        found.append(own.argmax(1).to(torch.uint8).cpu().numpy())
+    return np.moveaxis(np.concatenate(found), 0, -1)
+
+
+def _draw_strips(
+    samples: Samples, indices: Sequence[int], normaliser: Normaliser, model: nn.Module, path: Path
+) -> None:
+    """Draw the same few slices at any epoch."""
+    examples = _model.examples(model, samples, _with_most_classes(samples, indices), normaliser)
+    drawing.strips(path, examples, multilabel=False)
+
+
+def _draw(
+    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser, out_dir: Path
+) -> list[str]:
+    examples = _model.examples(model, samples, _with_most_classes(samples, indices), normaliser)
+    names = dataset.class_names(config.data)
+    return [drawing.prediction_grid(out_dir / "predictions.png", examples, names, multilabel=False).name]
+
+
+def _with_most_classes(samples: Samples, indices: Sequence[int]) -> list[int]:
+    """Return a few samples spread over a split, those with most classes first."""
+    spread = _model.spread(indices, 4 * SHOWN)
+    return sorted(spread, key=lambda index: -len(np.unique(samples.mask(index))))[:SHOWN]
