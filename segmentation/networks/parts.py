@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,7 +69,8 @@ def fitted(forward: Callable[[Tensor], Output], image: Tensor, multiple: int) ->
     """
     height, width = image.shape[-2:]
     down, right = _missing(height, multiple), _missing(width, multiple)
-    if not (down or right):
+    # A graph that is being exported is for every size: it always pads, perhaps by nothing.
+    if not (torch.compiler.is_exporting() or down or right):
         return forward(image)
     padded = F.pad(image, (0, right, 0, down), mode="replicate")
     output = forward(padded)
@@ -76,4 +78,6 @@ def fitted(forward: Callable[[Tensor], Output], image: Tensor, multiple: int) ->
 
 
 def _missing(size: int, multiple: int) -> int:
-    return max(2 * multiple, -(-size // multiple) * multiple) - size
+    # sym_max, and the multiple before it: an exporter, for which sizes are symbols, can then divide the sum.
+    parts: Any = torch.sym_max(2, (size + multiple - 1) // multiple)
+    return multiple * parts - size  # type: ignore[no-any-return]
