@@ -25,9 +25,6 @@ from segmentation.deployment.onnx import Description, Onnx, Session
 from segmentation.networks import cost
 from segmentation.training import Batch
 
-IN_MEMORY = 4
-"""Calibration batches whose activations are kept at a time."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -83,7 +80,8 @@ def quantise(
             reduce_range=reduce_range,
             activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            extra_options={"ActivationSymmetric": symmetric, "CalibMaxIntermediateOutputs": IN_MEMORY},
+            # CalibMaxIntermediateOutputs would forget all images but the last few (onnxruntime 1.31).
+            extra_options={"ActivationSymmetric": symmetric},
         )
         graph = load_graph(made)
     del graph.graph.value_info[:]
@@ -136,7 +134,7 @@ def compare(
 def write_table(rows: Sequence[Row], folder: Path, *, scored_on: str) -> tuple[Path, Path]:
     """Write quantisation.csv and quantisation.md; return their paths."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)])
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(dataclasses.asdict(row) for row in rows)
     table = durable.write(folder / "quantisation.csv", text.getvalue())

@@ -109,7 +109,7 @@ def test_every_kernel_is_int8_also_those_of_transposed_convolutions(rows):
 def test_the_table_is_written_for_people_and_for_programs(rows):
     folder, found = rows
     table, text = quantise.write_table(found, folder, scored_on="test")
-    read = list(csv.DictReader(table.open(newline="")))
+    read = list(csv.DictReader(table.read_text().splitlines()))
     assert [(row["network"], float(row["dice_loss"])) for row in read] == [
         (row.network, row.dice_loss) for row in found
     ]
@@ -152,8 +152,7 @@ def test_calibration_without_images_is_refused(rows, tmp_path):
 
 
 @ROW
-def test_aware_training_ends_with_the_weights_that_int8_has(networks, rows):
-    folder, _ = rows
+def test_aware_training_ends_with_the_weights_that_int8_has(networks):
     loss = losses.build(Loss(), multilabel=False)
     before = {name: value.clone() for name, value in networks["full"].state_dict().items()}
     tuned = qat.finetune(networks["full"], some_batches(4), loss, steps=4)
@@ -202,7 +201,7 @@ def test_rounding_passes_gradients_straight_through():
 def test_aware_training_refuses_what_cannot_be_learned():
     model = nn.Conv2d(1, 2, 1)
     loss = lambda logits, mask: logits.mean() * float("nan")  # noqa: E731
-    with pytest.raises(NonFiniteError, match="loss is nan in quantisation-aware training; lower its lr, now 0.001"):
+    with pytest.raises(NonFiniteError, match=r"loss is nan in quantisation-aware training; lower its lr, now 0\.001"):
         qat.finetune(model, some_batches(1), loss, steps=1, lr=1e-3)
     with pytest.raises(ValueError, match="steps: got 0; expected at least 1"):
         qat.finetune(model, [], loss, steps=0)
