@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -92,9 +93,10 @@ def fitted(forward: Callable[[Tensor], Output], image: Tensor, multiple: int | S
     """
     size = tuple(image.shape[2:])
     sides: tuple[int, ...] = (multiple,) * len(size) if isinstance(multiple, int) else tuple(multiple)
-    leasts = [*sides[:-2], *(2 * each for each in sides[-2:])]
-    missing = [_missing(*each) for each in zip(size, sides, leasts, strict=True)]
-    if not any(missing):
+    least = (*(1 for _ in sides[:-2]), 2, 2)
+    missing = [_missing(*each) for each in zip(size, sides, least, strict=True)]
+    # A graph that is being exported is for every size: it always pads, perhaps by nothing.
+    if not (torch.compiler.is_exporting() or any(missing)):
         return forward(image)
     pads = [pad for each in reversed(missing) for pad in (0, each)]  # the last side first
     output = forward(F.pad(image, pads, mode="replicate"))
@@ -102,4 +104,6 @@ def fitted(forward: Callable[[Tensor], Output], image: Tensor, multiple: int | S
 
 
 def _missing(size: int, multiple: int, least: int) -> int:
-    return max(least, -(-size // multiple) * multiple) - size
+    # sym_max, and the multiple before it: an exporter, for which sizes are symbols, can then divide the sum.
+    parts: Any = torch.sym_max(least, (size + multiple - 1) // multiple)
+    return multiple * parts - size  # type: ignore[no-any-return]
