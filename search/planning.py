@@ -75,6 +75,10 @@ def _check_choices(
     """Let the workload refuse what can be chosen, one value at a time beside those of the first trial."""
     if not hasattr(module, "check"):
         return
+    try:
+        module.check(configuration.build(module.Config, {**config, **incumbent}))
+    except ValueError as error:
+        raise SpecError(f"parameters: {error}") from error
     for parameter in spec.parameters:
         for choice in parameter.choices:
             try:
@@ -102,7 +106,9 @@ def defaults(spec: SearchSpec, config: Mapping[str, Any]) -> tuple[dict[str, Any
         if parameter.name in config and value != default:
             notes.append(f"first trial: {parameter.name} {default!r} is outside the space; {value!r} instead")
     whole = {**config, **values}
-    broken = next((text for text in spec.constraints if not _holds(text, whole)), None)
+    facts = set(workload.facts_of(workload.load(spec.workload)))  # a parent that is still to be trained has none yet
+    known = (text for text in spec.constraints if facts.isdisjoint(space.names(text)))
+    broken = next((text for text in known if not _holds(text, whole)), None)
     if broken is not None:
         notes.append(f"first trial: these values break the constraint {broken}; it is left out")
     return values, notes

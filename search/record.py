@@ -80,6 +80,16 @@ class StudyPaths:
         return self.folder / "gangs"
 
     @property
+    def parent(self) -> Path:
+        """The checkpoint that every trial starts from, pinned; parent.json beside it says where it is from."""
+        return self.folder / "parent"
+
+    @property
+    def scan(self) -> Path:
+        """How far the parent can be pruned, one value at a time."""
+        return self.folder / "scan" / "scan.json"
+
+    @property
     def promotion(self) -> Path:
         """Who was promoted, and one sentence why."""
         return self.folder / "promotion.json"

@@ -185,8 +185,7 @@ def _section(name: str, kind: type) -> Schema:
         if (least := spec_file.MINIMA.get(f"{name}.{key}")) is not None:
             value["minimum"] = least
         properties[key] = _described(value, field.help, field.default)
-    help_text = (kind.__doc__ or "").strip()
-    return _described({"type": ["object", "null"], "properties": properties, "additionalProperties": False}, help_text)
+    return _described(_nested(properties, nullable=True), (kind.__doc__ or "").strip())
 
 
 def _objectives(metric: Schema) -> Schema:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TextIO
 
 import durable
-from search import evaluation, executor, leaderboard, promotion, report, samplers, study_spec
+from search import evaluation, executor, leaderboard, parent, promotion, report, samplers, study_spec
 from search.desk import Desk
 from search.evaluation import Candidate
 from search.planning import Plan
@@ -35,8 +35,11 @@ def run(plan: Plan, stream: TextIO) -> list[leaderboard.Row]:
     with lease(plan.paths):
         study_spec.write(plan.paths, plan.spec, plan.config, plan.manifest)
         with RaySession(plan.room) as session:
+            plan = parent.inherit(plan, lambda training: _search(plan, training, session, stream))
+            scanned = parent.scan(plan, session.start)
             study = Study(plan.paths, plan.spec)
             study.enqueue(plan.incumbent, DEFAULTS)
+            parent.enqueue(study, plan.spec, scanned)
             _search(plan, study, session, stream)
             candidates = _candidates(plan, study, session, stream)
             _evaluate(plan, candidates, session, stream)

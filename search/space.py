@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import operator
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -143,6 +143,41 @@ def holds(constraint: str, values: Mapping[str, Any]) -> bool:
         ValueError: for anything but arithmetic, comparisons, and/or/not, min, max, abs, len, sum and known names.
     """
     return bool(_value(_tree(constraint), values, constraint))
+
+
+def spelled_out(constraint: str, facts: Sequence[str]) -> str:
+    """Return a constraint in which `parent`, beside one fact in a comparison, is that fact of the parent.
+
+    So `params <= 0.5 * parent` is `params <= 0.5 * parent.params`.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    tree = _tree(constraint)
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Compare)):
+        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & set(facts)
+        if len(names) == 1:
+            _Spelled(names.pop()).visit(node)
+    return ast.unparse(tree)
+
+
+class _Spelled(ast.NodeTransformer):
+    def __init__(self, fact: str) -> None:
+        self.fact = fact
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """Leave dotted names, such as parent.macs, as they are."""
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        """Name the fact of the parent that is meant."""
+        return ast.Attribute(node, self.fact, ast.Load()) if node.id == "parent" else node
+
+
+def names(constraint: str) -> set[str]:
+    """Return the dotted names that a constraint has."""
+    parts = ast.walk(_tree(constraint))
+    return {ast.unparse(part) for part in parts if isinstance(part, ast.Name | ast.Attribute)}
 
 
 def check_names(constraint: str, known: Container[str]) -> None:

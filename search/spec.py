@@ -40,6 +40,33 @@ class Parameter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """Values of the workload's Config for one training."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """By their dotted names, such as train.epochs: 20."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A trained network that every trial starts from, pinned in the study's folder. One of the three, or none."""
+
+    checkpoint: str | None = None
+    """Checkpoint, model or run folder."""
+    study: str | None = None
+    """Folder of another study: its best promoted trial."""
+    train: Training = field(default_factory=Training)
+    """Train one first, once, with the fixed values and these."""
+    scan: bool = True
+    """Look first how far it can be pruned, one value at a time and without training, and begin the search with that."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is one."""
+        return self.checkpoint is not None or self.study is not None or bool(self.train.values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Search:
     """How values are chosen, and when the search ends."""
 
@@ -144,6 +171,7 @@ class SearchSpec:
     constraints: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Values of the workload's Config under dotted names, `data` included."""
+    parent: Parent = field(default_factory=Parent)
     search: Search = field(default_factory=Search)
     stopping: Stopping = field(default_factory=Stopping)
     resources: Resources = field(default_factory=Resources)

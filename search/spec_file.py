@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from search.spec import (
     Evaluation,
     Objective,
     Parameter,
+    Parent,
     Promotion,
     Resources,
     Search,
@@ -27,6 +28,7 @@ from search.spec import (
 
 FOLDER = Path("search_spaces")
 SECTIONS: dict[str, type] = {
+    "parent": Parent,
     "search": Search,
     "stopping": Stopping,
     "resources": Resources,
@@ -193,13 +195,31 @@ def _spec(name: str, content: dict[str, Any]) -> SearchSpec:
         workload=str(content["workload"]),
         objectives=tuple(_objectives(content["objective"], module.metrics(config))),
         parameters=parameters,
-        constraints=_constraints(content.get("constraints"), configuration.to_values(config), parameters),
+        constraints=_constraints(
+            content.get("constraints"), configuration.to_values(config), parameters, workload.facts_of(module)
+        ),
         fixed=fixed,
         **{key: _section(key, content.get(key)) for key in SECTIONS},
     )
     _check_numbers(spec)
     _check_workers(spec, module.Config)
+    _check_parent(spec, module.Config)
     return spec
+
+
+def _check_parent(spec: SearchSpec, config_class: type[Any]) -> None:
+    parent = spec.parent
+    if not parent.wanted:
+        return
+    given = [("checkpoint", parent.checkpoint), ("study", parent.study), ("train", parent.train.values)]
+    chosen = [name for name, value in given if value]
+    if len(chosen) > 1:
+        raise ConfigError(f"parent.{chosen[0]}", f"together with parent.{chosen[1]}; there is one parent, keep one")
+    if "parent" not in configuration.fields(config_class):
+        raise ConfigError("parent", f"{spec.workload} starts from no parent; its Config has no `parent`")
+    if "parent" in spec.fixed:
+        raise ConfigError("fixed.parent", "given twice; the section parent says what trials start from, remove this")
+    _located("parent.train", configuration.build, config_class, {**spec.fixed, **parent.train.values})
 
 
 def _check_workers(spec: SearchSpec, config_class: type[Any]) -> None:
@@ -420,20 +440,26 @@ def _try_values(parameter: Parameter, config: Any) -> None:
         raise problems[0]
 
 
-def _constraints(content: Any, config: Mapping[str, Any], parameters: tuple[Parameter, ...]) -> tuple[str, ...]:
+def _constraints(
+    content: Any, config: Mapping[str, Any], parameters: tuple[Parameter, ...], facts: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the constraints as they will be computed; `facts` are what the workload knows of a config besides."""
     constraints = content or []
     if not isinstance(constraints, list) or not all(isinstance(item, str) for item in constraints):
         raise ConfigError("constraints", f"expected a list of texts such as 'a.b * 2 <= c'; got {content!r}")
     values = {**config, **{parameter.name: (parameter.choices or (parameter.low,))[0] for parameter in parameters}}
+    values |= dict.fromkeys(facts, 1.0)
+    found = []
     for index, constraint in enumerate(constraints):
         try:
-            space.check_names(constraint, values)
-            space.holds(constraint, values)
+            found.append(space.spelled_out(constraint, facts))
+            space.check_names(found[-1], values)
+            space.holds(found[-1], values)
         except ValueError as error:
             raise ConfigError(f"constraints[{index}]", str(error)) from error
         except (TypeError, ArithmeticError) as error:
             raise ConfigError(f"constraints[{index}]", f"{constraint!r}: {error.args[-1]}") from error
-    return tuple(constraints)
+    return tuple(found)
 
 
 def _check_numbers(spec: SearchSpec) -> None:

@@ -22,8 +22,9 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+import configuration
 from configuration import ConfigError
-from search import rules, samplers, space
+from search import rules, samplers, space, workload
 from search.errors import StudyError
 from search.record import State, StudyPaths, TrialRecord
 from search.spec import SearchSpec
@@ -94,12 +95,23 @@ class Study:
         self._counted = 0
         self._reconcile()
 
-    def enqueue(self, params: Mapping[str, Any], note: str, overrides: Mapping[str, Any] | None = None) -> None:
-        """Have a trial with these values asked before any other, unless the same note was enqueued before."""
+    def enqueue(
+        self,
+        params: Mapping[str, Any],
+        note: str,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        protected: bool = True,
+    ) -> None:
+        """Have a trial with these values asked before any other, unless the same note was enqueued before.
+
+        protected: it runs to its end, whatever the stopping rule says.
+        """
         if note in {trial.user_attrs.get("note") for trial in self._frozen()}:
             return
         stored = {name: space.encode(value) for name, value in params.items()}
-        self.optuna.enqueue_trial(stored, user_attrs={"note": note, "overrides": dict(overrides or {})})
+        attributes = {"note": note, "overrides": dict(overrides or {}), "protected": protected}
+        self.optuna.enqueue_trial(stored, user_attrs=attributes)
 
     def ask(self) -> Task | None:
         """Return the next trial to run: one that was in flight, or a new one; None once the trials are used up."""
@@ -185,7 +197,7 @@ class Study:
             self._refuse(trial, str(error))
             return None
         trial.set_user_attr("seed", config["seed"])
-        if "note" in trial.user_attrs:
+        if _is_protected(trial.user_attrs):
             self._protected.add(trial.number)
         self._journal.sync()
         self._trials[trial.number] = trial
@@ -204,14 +216,27 @@ class Study:
         overrides = attributes.get("overrides", {})
         seeded = {} if "seed" in self.spec.fixed else {"seed": seed}
         values = config_values(self.spec, {**seeded, **params, **overrides})
+        known = {**values, **self._facts(values)}
         for constraint in self.spec.constraints:
             try:
-                holds = space.holds(constraint, values)
+                holds = space.holds(constraint, known)
             except (ValueError, TypeError, ArithmeticError) as error:
                 raise ConfigError("constraints", f"{constraint} cannot be computed: {error}") from error
             if not holds:
                 raise ConfigError("constraints", f"{constraint} does not hold")
         return values
+
+    def _facts(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return what the workload knows of a configuration, where constraints speak of it."""
+        module = workload.load(self.spec.workload)
+        spoken = {name for constraint in self.spec.constraints for name in space.names(constraint)}
+        if spoken.isdisjoint(workload.facts_of(module)):
+            return {}
+        try:
+            found: dict[str, float] = module.facts(configuration.build(module.Config, values))
+        except ValueError as error:
+            raise ConfigError("constraints", str(error)) from error
+        return found
 
     def _refuse(self, trial: optuna.trial.Trial, reason: str) -> None:
         trial.set_user_attr("refused", reason)
@@ -232,7 +257,7 @@ class Study:
                 trial = self._frozen()[trial.number]
             if trial.state != TrialState.WAITING and "refused" not in trial.user_attrs:
                 self._counted += 1
-            if "note" in trial.user_attrs:
+            if _is_protected(trial.user_attrs):
                 self._protected.add(trial.number)
             if trial.state.is_finished():
                 self.history[trial.number] = self._epochs(trial)
@@ -286,6 +311,10 @@ class Study:
 
     def _frozen(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)
+
+
+def _is_protected(attributes: Mapping[str, Any]) -> bool:
+    return "note" in attributes and bool(attributes.get("protected", True))
 
 
 def read_outcome(folder: Path) -> Outcome | None:

@@ -25,6 +25,7 @@ FROZEN = (
     "parameters",
     "constraints",
     "fixed",
+    "parent",
     "search",
     "stopping",
     "config",

@@ -4,6 +4,12 @@ A workload may also have
 
     def check(config) -> None                 raise ValueError where `train` could not begin whatever the data are;
                                               called for the choices of a search before it starts, so it should be quick
+    FACTS, def facts(config) -> dict          numbers that constraints can speak of besides the config's values, known
+                                              before a trial begins: their names, and their values
+    def scan(config, searched, out_dir) -> dict
+                                              look at a parent before a search: {"points": values of searched parameters
+                                              to begin with, "score", "metric", "rows": a table, "figures": files}
+    UNINHERITED                               parts of the Config, such as "prune", that a parent is trained without
 
 and for prediction by several workers (`search.inference`)
 
@@ -34,6 +40,12 @@ def load(name: str) -> ModuleType:
     """
     module: ModuleType = importlib.import_module("workloads").load(name)
     return module
+
+
+def facts_of(module: ModuleType) -> tuple[str, ...]:
+    """Return the names that constraints can speak of besides the config's values."""
+    found: tuple[str, ...] = getattr(module, "FACTS", ())
+    return found
 
 
 def checkpoint(path: Path) -> Path:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,6 +81,28 @@ def cached(
             if damage:
                 _build(path, build)
     return Samples(path)
+
+
+def local_copy(source: Path, key: str, names: Iterable[str], *, folder: Path | None = None) -> Path:
+    """Return a folder of this machine with those of a folder's files that are there, copied once under a key.
+
+    Many processes can map them into memory together, and a network file system is read once for each machine.
+
+    Raises:
+        DataError: if there is no room, or a file cannot be read.
+    """
+    place = (folder or cache_folder()) / "copies"
+    target = place / key
+    with _locked(place, key):
+        if not target.is_dir():
+            with _explained(place):
+                begun = place / f".{key}-{uuid.uuid4().hex}"
+                begun.mkdir()
+                for name in names:
+                    if (source / name).is_file():
+                        shutil.copyfile(source / name, begun / name)
+                begun.rename(target)
+    return target
 
 
 def _damage(path: Path, verify: bool) -> str:

@@ -97,7 +97,12 @@ def load_weights(folder: Path, model: nn.Module, *, fresh_rows: Mapping[str, tup
     Raises:
         CheckpointError: if the file is missing, damaged or of another network.
     """
-    fill(model, safetensors_weights(_verified(folder, WEIGHTS_FILE)), source=str(folder), fresh_rows=fresh_rows)
+    fill(model, load_tensors(folder), source=str(folder), fresh_rows=fresh_rows)
+
+
+def load_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the checkpoint's weights by name; raises as `load_weights`."""
+    return safetensors_weights(_verified(folder, WEIGHTS_FILE))
 
 
 def load_rewind(folder: Path) -> dict[str, Tensor]:
@@ -106,12 +111,17 @@ def load_rewind(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if it keeps none, or they are damaged.
     """
+    check_rewind(folder)
+    return safetensors_weights(_verified(folder, REWIND_FILE))
+
+
+def check_rewind(folder: Path) -> None:
+    """Raise CheckpointError if a checkpoint keeps no weights of an early epoch."""
     if not has_rewind(folder):
         raise CheckpointError(
             f"{folder}: has no {REWIND_FILE}, the weights to rewind to; train it with rewind_epoch=1 or more, "
             "or prune in mode none or random"
         )
-    return safetensors_weights(_verified(folder, REWIND_FILE))
 
 
 def has_rewind(folder: Path) -> bool:

@@ -173,6 +173,28 @@ def curves(
     return _write(figure, path)
 
 
+def lines(
+    path: Path,
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> Path:
+    """Write a line through the points (x, y) of each name."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for name, line in points.items():
+        axis.plot(*zip(*sorted(line), strict=True), label=name, marker="o", markersize=3)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axis.grid(alpha=0.25)
+    if axis.lines:
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    return _write(figure, path)
+
+
 def default_colours(multilabel: bool) -> tuple[Colour, ...]:
     """Return the colours of labels that may overlap, or of classes that exclude each other."""
     return LABEL_COLOURS if multilabel else CLASS_COLOURS

@@ -122,6 +122,22 @@ def outlines(
     return found
 
 
+def first_images(config: Any, samples: Samples, made: Splits, normaliser: Normaliser) -> Callable[[], Iterator[Tensor]]:
+    """Return the images of some training batches as they are, the same on every rank; as many as are recalibrated on.
+
+    config: with batch_size, prune, device and loader_workers.
+    """
+    count = max(config.prune.recalibrate, 1) * config.batch_size
+
+    def images() -> Iterator[Tensor]:
+        chosen = spread(splits.indices(made, "train"), count)
+        cpu = torch.device("cpu")
+        for image, _, _ in evaluation_batches(samples, chosen, normaliser, batch_size=config.batch_size, device=cpu):
+            yield image
+
+    return images
+
+
 def spread(indices: Sequence[int], count: int) -> list[int]:
     """Return so many of the samples, or all, evenly spread."""
     places = np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)

@@ -43,20 +43,37 @@ from segmentation.normalisation import Normalise, Normaliser
 from segmentation.prediction import FlipAverage, predict_tiles
 from segmentation.samples import Samples
 from segmentation.splits import Splits
-from segmentation.training import TrainingConfig
-from workloads import _model
+from workloads import _model, _pruned, _sensitivity
 from workloads._pairs import dataset, figures
 from workloads._pairs.dataset import Data
+from workloads._pruned import PrunableConfig
 
-__all__ = ["Config", "evaluate", "inspect", "metrics", "predict", "prepare", "sources", "train"]
+__all__ = [
+    "FACTS",
+    "UNINHERITED",
+    "Config",
+    "check",
+    "evaluate",
+    "facts",
+    "inspect",
+    "metrics",
+    "predict",
+    "prepare",
+    "scan",
+    "sources",
+    "train",
+]
 
+WORKLOAD = "pairs"
+UNINHERITED = _pruned.UNINHERITED
+FACTS = _pruned.FACTS
 CONVENTION = Convention()
 EVALUATION_BATCH = 64
 SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PrunableConfig):
     """Everything that can be set."""
 
     data: Data = field(default_factory=Data)
@@ -65,8 +82,6 @@ class Config(TrainingConfig):
     """How pixel values are scaled."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How training samples are varied."""
-    network: Network = field(default_factory=Network)
-    """Which network, and how large."""
     loss: Loss = field(default_factory=Loss)
     """What is made small."""
     loader_workers: int = 0
@@ -97,7 +112,12 @@ class Config(TrainingConfig):
 def metrics(config: Config) -> dict[str, str]:
     """Return what an epoch reports and which way is better."""
     scores = evaluation.conventions(dataset.class_names(config.data), CONVENTION, multilabel=False)
-    return {**{f"val_{name}": "max" for name in scores}, "val_loss": "min", **training.reported(config)}
+    return {
+        **{f"val_{name}": "max" for name in scores},
+        "val_loss": "min",
+        **training.reported(config),
+        **_pruned.reported(config),
+    }
 
 
 def prepare(config: Config) -> dict[str, Any]:
@@ -109,9 +129,11 @@ def prepare(config: Config) -> dict[str, Any]:
             that needs what is not installed.
     """
     strategy.check(config.strategy)
+    config = _pruned.inherited(config, WORKLOAD)
     samples, made = dataset.load(config.data)
     channels, height, width = samples.shape(0)
     _model.macs_of(build_network(config, channels), channels, height, width, config.network)
+    _pruned.check(config, _blank(config, samples))
     return dataset.manifest(config.data, samples, made)
 
 
@@ -122,24 +144,27 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         DataError: if the data, or a checkpoint to start from, cannot be used.
         NonFiniteError: if a loss becomes nan or infinite.
     """
+    config = _pruned.inherited(config, WORKLOAD)
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
     training.seed_everything(config.seed)
+    begun = _pruned.start(config, _job(config, samples, made, normaliser), resume)
     for epoch in training.fit(
         config,
-        model=build_network(config, samples.shape(0)[0]),
+        model=begun.model,
         loss=losses.build(config.loss, multilabel=False, ignore_index=config.data.ignore_index),
         train_batches=_model.training_batches(config, samples, made, normaliser),
         validate=_validator(config, samples, made, normaliser),
         draw=_drawer(config, samples, made.validation, normaliser),
         meta={
-            **_model.meta("pairs", config, dataset.class_names(config.data), normaliser, synthetic=False),
+            **_model.meta(WORKLOAD, config, dataset.class_names(config.data), normaliser, synthetic=False),
             "in_channels": samples.shape(0)[0],
+            **begun.record,
         },
         resume=resume,
         steps_per_epoch=_model.steps_per_epoch(config, made),
     ):
-        yield _model.with_splits(epoch, made)
+        yield _model.with_splits(_pruned.with_constants(epoch, begun), made)
 
 
 def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
@@ -160,6 +185,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
         drawn = _draw(config, model, samples, indices, normaliser, out_dir)
         tolerance, ignored = config.surface_tolerance, config.data.ignore_index
         outlines = _model.outlines(samples, predicted, config.data.classes, tolerance, ignored)
+        told = _pruned.evaluated(checkpoint, config, model, _job(config, samples, made, normaliser), split)
     scored = evaluation.evaluation(
         found,
         [made.groups[index] for index in found.index],
@@ -171,7 +197,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     if outlines:
         scored = surfaces.add(scored, outlines, names, unit="pixels", tolerance=tolerance)
     curves = _model.save_curves(out_dir / "curves.png", checkpoint, "val_mean_iou")
-    return dataclasses.replace(scored, figures=(*drawn, *curves))
+    return dataclasses.replace(scored, metrics={**scored.metrics, **told}, figures=(*drawn, *curves))
 
 
 def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
@@ -237,25 +263,60 @@ def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Co
     Raises:
         DataError: if a file is missing or damaged, or the checkpoint is another workload's.
     """
-    return _model.restore(checkpoint, "pairs", Config, _without_weights, changes)
+    return _model.restore(checkpoint, WORKLOAD, Config, _without_weights, changes)
+
+
+def check(config: Config) -> None:
+    """Refuse what no training could change, such as a block to prune that the network lacks; raises ValueError."""
+    config = _pruned.inherited(config, WORKLOAD)
+    _pruned.check(config, _blank(config, dataset.load(config.data)[0]))
+
+
+def facts(config: Config) -> dict[str, float]:
+    """Return params, macs and gmacs of the network that a training of this config would have, and of its parent's."""
+    config = _pruned.inherited(config, WORKLOAD)
+    return _pruned.facts(config, _blank(config, dataset.load(config.data)[0]))
+
+
+def scan(config: Config, searched: Mapping[str, Sequence[float]], out_dir: Path) -> dict[str, Any]:
+    """Try how far the parent can be pruned, one value at a time and without training; see workloads._sensitivity."""
+    config = _pruned.inherited(config, WORKLOAD)
+    samples, made = dataset.load(config.data)
+    normaliser = normalisation.build(config.normalise, samples, made.train)
+    return _sensitivity.scan(config, _job(config, samples, made, normaliser), searched, out_dir)
 
 
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
     network = networks.without_weights(config.network)
-    return build_network(dataclasses.replace(config, network=network), record["in_channels"])
+    model = build_network(dataclasses.replace(config, network=network), record["in_channels"])
+    return _pruned.restored(model, record, record["in_channels"])
+
+
+def _blank(config: Config, samples: Samples) -> _pruned.Blank:
+    """Return how the whole network is made, and for which images."""
+    channels, height, width = samples.shape(0)
+    return _pruned.Blank(functools.partial(build_network, config, channels), (channels, height, width))
+
+
+def _job(config: Config, samples: Samples, made: Splits, normaliser: Normaliser) -> _pruned.Job:
+    """Return what is pruned, looked at and scored."""
+
+    def score(model: nn.Module, split: str) -> dict[str, float]:
+        mine = ranks.shard(splits.indices(made, split))
+        scores = evaluation.gather(_score(config, model, samples, mine, normaliser))
+        names = dataset.class_names(config.data)
+        return evaluation.summary(scores, names, multilabel=False, convention=CONVENTION)
+
+    blank = _blank(config, samples)
+    images = _model.first_images(config, samples, made, normaliser)
+    return _pruned.Job(blank.build, blank.shape, images, score)
 
 
 def _validator(
     config: Config, samples: Samples, made: Splits, normaliser: Normaliser
 ) -> Callable[[nn.Module], dict[str, float]]:
-    names = dataset.class_names(config.data)
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        mine = ranks.shard(splits.indices(made, "validation"))
-        scores = evaluation.gather(_score(config, model, samples, mine, normaliser))
-        return evaluation.summary(scores, names, multilabel=False, convention=CONVENTION, prefix="val_")
-
-    return validate
+    score = _job(config, samples, made, normaliser).score
+    return lambda model: {f"val_{name}": value for name, value in score(model, "validation").items()}
 
 
 def _score(

@@ -12,12 +12,14 @@ Rules, names and defaults are those of the basic_UNet pruning system (structured
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from segmentation.pruning import blocks, dependency_graph, importance, plan, selection
@@ -26,7 +28,7 @@ from segmentation.pruning.channels import Channels, trace
 from segmentation.pruning.importance import Importance
 from segmentation.pruning.plan import Plan, PlanError
 
-__all__ = ["Prune", "apply", "make_plan", "plan_from", "trace"]
+__all__ = ["Channels", "Plan", "PlanError", "Prune", "apply", "check", "make_plan", "plan_from", "trace"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Prune:
     """blocks: the layers of a UNet's level keep the same channels. layers: each convolution its own. depgraph: groups
     by Torch-Pruning, for networks of any kind (pip install "segmentation-search[pruning]")."""
     min_channels: int = 1
-    """Channels that stay in every layer."""
+    """Channels that stay in every block, whatever its ratio."""
     recalibrate: int = 5
     """Batches from which batch statistics are taken anew after the cut; 0: they stay. Only where weights stay."""
     plan: str | None = None
@@ -100,8 +102,7 @@ def make_plan(
     seed: of importance random.
 
     Raises:
-        PlanError: for a block that the network lacks, a ratio that would leave too few channels, or a budget that
-            cannot be met.
+        PlanError: for a block that the network lacks, a plan of another network, or a budget that cannot be met.
     """
     if prune.plan is not None:
         found = plan.read(Path(prune.plan))
@@ -116,6 +117,23 @@ def make_plan(
     ranked = [block.ranked for block in groups.values()]
     by_layer = importance.scores(model, channels, ranked, prune.importance, images=images, seed=seed)
     return plan_from(prune, channels, groups, ratios, {name: by_layer[block.ranked] for name, block in groups.items()})
+
+
+def check(prune: Prune, model: nn.Module, channels: Channels) -> None:
+    """Refuse what no weights could change: an unknown block, a plan of another network, a budget out of reach.
+
+    model: perhaps without values, on the meta device.
+
+    Raises:
+        PlanError: as `make_plan`.
+    """
+    if prune.plan is not None:
+        plan.origins(channels, plan.read(Path(prune.plan)))
+        return
+    groups = blocks.of(model, channels, tied=prune.backend == "blocks")
+    ratios = blocks.ratios(groups, prune.blocks, prune.default)
+    equal = {name: torch.ones(block.total, dtype=torch.float64) for name, block in groups.items()}
+    plan_from(dataclasses.replace(prune, threshold=0.0), channels, groups, ratios, equal)
 
 
 def plan_from(
@@ -142,11 +160,6 @@ def plan_from(
                 f"{what}: even with {least} channels in every layer more than {getattr(prune, what)} of them are left"
             )
     else:
-        for name, ratio in ratios.items():
-            if math.floor(groups[name].total * ratio) > groups[name].total - least:
-                raise PlanError(
-                    f"{name}: ratio {ratio} of {groups[name].total} channels leaves fewer than {least}; lower it"
-                )
         kept = {name: selection.by_ratio(scores[name], ratios[name], least=least, below=below) for name in groups}
     return plan.of(channels, by_origin(groups, kept))
 

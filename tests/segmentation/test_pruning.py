@@ -186,11 +186,12 @@ def test_a_ratio_outside_the_range_is_refused(ratio):
         Prune(blocks={"encoders.1": ratio})
 
 
-def test_a_ratio_that_leaves_too_few_channels_is_refused():
+@pytest.mark.row("P10")
+def test_a_floor_of_channels_stays_whatever_the_ratio():
     model = networks.build(SMALL["unet"], 1, 2)
     graph = channels.trace(model, 1)
-    with pytest.raises(plan.PlanError, match=r"encoders\.0: ratio 0\.9 of 4 channels leaves fewer than 2"):
-        pruning.make_plan(Prune(blocks={"encoders.0": 0.9}, min_channels=2), model, graph)
+    made = pruning.make_plan(Prune(default=0.99, min_channels=3), model, graph)
+    assert {len(made.kept[block.ranked]) for block in blocks.of(model, graph).values()} == {3}
 
 
 @pytest.mark.row("P9")

@@ -1,0 +1,349 @@
+"""Networks that start from a parent's weights and have fewer channels: what workloads with `prune` have in common.
+
+A parent is a checkpoint of the same workload. Its network is taken over, cut by a plan made of its trained weights,
+and begins with what `prune.mode` says; training then is fine-tuning. Without a parent the cut is made of fresh weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import configuration
+import durable
+from segmentation import cache, checkpoints, networks, pruning, ranks, training
+from segmentation.deployment import measure
+from segmentation.epoch import DataError, Epoch
+from segmentation.networks import Network
+from segmentation.pruning import Channels, Plan, PlanError, Prune, plan, weights
+from segmentation.pruning.importance import REDUNDANCY
+from segmentation.training import TrainingConfig
+from workloads import _run
+
+LATENCY_RUNS, LATENCY_WARMUP = 15, 3
+UNINHERITED = ("prune",)
+"""What a parent is trained without."""
+FACTS = tuple(f"{whose}{name}" for whose in ("", "parent.") for name in ("params", "macs", "gmacs"))
+"""What constraints can speak of: of the network that is trained, and of the one before the cut."""
+BEFORE = ("mean_dice", "mean_dice_no_bg")
+"""Scores that are told of a network as it is before it is trained."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunableConfig(TrainingConfig):
+    """What a workload's Config has besides, where its networks can be pruned."""
+
+    network: Network = field(default_factory=Network)
+    """Which network, and how large. With a parent: the parent's, whatever stands here if it is not the default."""
+    prune: Prune = field(default_factory=Prune)
+    """Which channels go."""
+    parent: str | None = None
+    """Checkpoint, model or run folder whose network and weights training starts from."""
+    parent_sha256: str | None = None
+    """Hash that the parent's folder was sealed with; null: any."""
+    latency: bool = False
+    """Report latency_ms: the median time of one image's logits, measured before training."""
+
+
+C = TypeVar("C", bound=PrunableConfig)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """How a workload makes its network, and for which images."""
+
+    build: Callable[[], nn.Module]
+    """Makes the whole network with fresh weights."""
+    shape: tuple[int, int, int]
+    """Channels, height and width of an image."""
+
+
+@dataclass(frozen=True)
+class Job(Blank):
+    """What a workload does with a network, besides training it."""
+
+    images: Callable[[], Iterable[Tensor]]
+    """Some normalised training images (B, C, H, W) on the CPU, the same on every rank: for batch statistics, and for
+    feature maps that are compared."""
+    score: Callable[[nn.Module, str], Mapping[str, float]]
+    """Scores of a network, on its own device, on a split."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A network ready to be trained."""
+
+    model: nn.Module
+    plan: Plan | None
+    """None: nothing was cut."""
+    record: Mapping[str, Any]
+    """For the checkpoint: widths, what was pruned and how, the parent's digest."""
+    costs: Mapping[str, float]
+    """params and gmacs."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A checkpoint that others start from."""
+
+    folder: Path
+    record: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    network: Network
+
+
+def inherited(config: C, workload: str) -> C:
+    """Return the configuration with the network of its parent.
+
+    Raises:
+        DataError: if there is no such parent, it is another one than its digest says, of another workload, or of
+            another network than the configuration asks for.
+    """
+    if config.parent is None:
+        return config
+    found = parent_of(config)
+    if found.record.get("workload") != workload:
+        raise DataError(f"parent {config.parent}: of workload {found.record.get('workload')!r}; expected {workload!r}")
+    network = networks.without_weights(found.network)
+    if config.network not in (Network(), found.network, network):
+        both = [(item.name, getattr(config.network, item.name), getattr(network, item.name)) for item in _FIELDS]
+        differing = "; ".join(f"network.{name} {mine!r} is {its!r} there" for name, mine, its in both if mine != its)
+        raise DataError(f"parent {config.parent}: another network: {differing}; leave network out, or give its values")
+    return dataclasses.replace(config, network=network)
+
+
+_FIELDS = dataclasses.fields(Network)
+
+
+def parent_of(config: PrunableConfig) -> Parent:
+    """Return the parent, read once in each process from this machine's own copy.
+
+    Raises:
+        DataError: as `inherited`.
+    """
+    assert config.parent is not None
+    folder = _run.checkpoint(Path(config.parent))
+    if config.parent_sha256 not in (None, durable.seal_of(folder)):
+        raise DataError(
+            f"parent {folder}: not the checkpoint that was asked for, whose hash begins {config.parent_sha256:.12}; "
+            "put that one back, or start a study of its own"
+        )
+    return _read(str(folder), checkpoints.digest(folder))
+
+
+@functools.lru_cache(maxsize=1)
+def _read(given: str, digest: str) -> Parent:
+    names = (checkpoints.META_FILE, checkpoints.WEIGHTS_FILE, checkpoints.REWIND_FILE)
+    folder = cache.local_copy(Path(given), digest, names)
+    record = checkpoints.read_meta(folder)
+    values = {key.removeprefix("network."): value for key, value in record["config"].items() if "network." in key}
+    return Parent(folder, record, checkpoints.load_tensors(folder), configuration.build(Network, values))
+
+
+def begin(config: PrunableConfig, job: Job) -> Begun:
+    """Return the network that training starts with, on the CPU.
+
+    config: with its parent's network, from `inherited`.
+
+    Raises:
+        PlanError: for a plan that cannot be made.
+        CheckpointError: if the parent keeps no weights to rewind to, or is damaged.
+    """
+    whole = whole_network(config, job)
+    channels = pruning.trace(whole, *job.shape)
+    if not config.prune.active:
+        return Begun(whole, None, _origin(config), _costs(channels, {}))
+    seen = list(job.images()) if config.prune.importance in REDUNDANCY or config.prune.recalibrate else []
+    made = pruning.make_plan(config.prune, whole, channels, images=seen, seed=config.seed)
+    smaller, told = _weighed(config, whole, channels, made)
+    if config.prune.mode != "random":
+        told["recalibrated_batches"] = weights.recalibrate(smaller, seen, config.prune.recalibrate)
+    widths = {name: len(kept) for name, kept in plan.origins(channels, made).items()}
+    before = _costs(channels, {})
+    told |= {f"parent_{name}": value for name, value in before.items()}
+    record = {**_origin(config), "widths": made.widths, "pruned": told}
+    return Begun(smaller, made, record, _costs(channels, widths))
+
+
+def resumed(folder: Path, blank: Blank) -> Begun:
+    """Return the network of a run that goes on, whose weights are those of a checkpoint; its parent may be gone.
+
+    Raises:
+        CheckpointError, PlanError: if the checkpoint is damaged.
+    """
+    meta = checkpoints.read_meta(folder)
+    model = restored(blank.build(), meta, blank.shape[0])
+    made = plan.read(folder / plan.FILE) if (folder / plan.FILE).is_file() else None
+    record: dict[str, Any] = {key: meta[key] for key in ("parent", "widths", "pruned", "constants") if key in meta}
+    return Begun(model, made, record, _costs(pruning.trace(model, *blank.shape), {}))
+
+
+def restored(model: nn.Module, record: Mapping[str, Any], in_channels: int) -> nn.Module:
+    """Return the network of a checkpoint from that of its configuration: of its widths, if it was pruned."""
+    if not (widths := record.get("widths")):
+        return model
+    return plan.shrunk(model, pruning.trace(model, in_channels), widths)
+
+
+def facts(config: PrunableConfig, blank: Blank) -> dict[str, float]:
+    """Return params, macs and gmacs of the network that `begin` would make, and of the one before the cut: parent.... .
+
+    Where feature maps decide which filters go, l1 stands in for them: of a block as many go.
+
+    Raises:
+        PlanError: as `begin`.
+    """
+    whole = whole_network(config, blank)
+    channels = pruning.trace(whole, *blank.shape)
+    prune, widths = config.prune, dict[str, int]()
+    if prune.active:
+        prune = dataclasses.replace(prune, importance="l1") if prune.importance in REDUNDANCY else prune
+        made = pruning.make_plan(prune, whole, channels, seed=config.seed)
+        widths = {name: len(kept) for name, kept in plan.origins(channels, made).items()}
+    found = {"": _costs(channels, widths), "parent.": _costs(channels, {})}
+    return {
+        f"{whose}{name}": value
+        for whose, values in found.items()
+        for name, value in {**values, "macs": 1e9 * values["gmacs"]}.items()
+    }
+
+
+def check(config: PrunableConfig, blank: Blank) -> None:
+    """Refuse a plan that no weights could save: an unknown block, a budget that cannot be met.
+
+    Raises:
+        PlanError: as `begin`.
+        CheckpointError: if there is nothing to rewind to.
+    """
+    if config.prune.mode == "rewind" and config.parent is not None:
+        checkpoints.check_rewind(parent_of(config).folder)
+    if config.prune.active or config.prune.blocks:
+        with torch.device("meta"):
+            model = blank.build()
+        pruning.check(config.prune, model, pruning.trace(model, *blank.shape))
+
+
+def start(config: PrunableConfig, job: Job, resume: Path | None) -> Begun:
+    """Return the network that training starts with or goes on with, its record telling what does not change.
+
+    Those `constants` are params, gmacs, latency_ms if asked for, and the scores of a network that does not begin from
+    fresh weights as it is before the first step. Raises as `begin` and `resumed`.
+    """
+    if resume is not None:
+        return resumed(resume, job)
+    begun = begin(config, job)
+    constants = {**begun.costs, **_latency(config, begun.model, job)}
+    if config.parent is not None or begun.plan is not None:
+        found = _scores_before(config, begun.model, job, "validation")
+        constants |= {f"val_{name}": value for name, value in found.items()}
+    return dataclasses.replace(begun, record={**begun.record, "constants": constants})
+
+
+def with_constants(epoch: Epoch, begun: Begun) -> Epoch:
+    """Return the epoch, its metrics with those that do not change, its checkpoint with the plan beside it."""
+
+    def save(folder: Path) -> None:
+        epoch.save(folder)
+        if begun.plan is not None and ranks.place()[0] == 0:
+            plan.write(folder / plan.FILE, begun.plan)
+
+    return dataclasses.replace(epoch, metrics={**epoch.metrics, **begun.record["constants"]}, save=save)
+
+
+def reported(config: PrunableConfig) -> dict[str, str]:
+    """Return the metrics that do not change over epochs, and which way is better."""
+    found = {"params": "min", "gmacs": "min", **({"latency_ms": "min"} if config.latency else {})}
+    if config.parent is not None or config.prune.active:
+        found |= {f"val_{name}_before": "max" for name in BEFORE}
+    return found
+
+
+def evaluated(checkpoint: Path, config: PrunableConfig, model: nn.Module, job: Job, split: str) -> dict[str, float]:
+    """Return what an evaluation tells besides scores: params, gmacs, and of a pruned network more.
+
+    That is its latency, the cost of the network before the cut, and its scores before it was trained; these need the
+    parent, and are left out where it is gone.
+    """
+    record = checkpoints.read_meta(checkpoint)
+    found = _costs(pruning.trace(model, *job.shape), {})
+    if "pruned" not in record:
+        return {**found, **_latency(config, model, job)}
+    found |= {key: record["pruned"][key] for key in ("parent_params", "parent_gmacs")}
+    found |= _latency(dataclasses.replace(config, latency=True), model, job)
+    try:
+        before = begin(config, job).model
+    except DataError as error:
+        logger.warning("%s: no scores from before training, since its parent is gone (%s)", checkpoint, error)
+        return found
+    return found | _scores_before(config, before, job, split)
+
+
+def _scores_before(config: PrunableConfig, model: nn.Module, job: Job, split: str) -> dict[str, float]:
+    """Return the mean Dice of a network before it is trained, with and without background, as NAME_before."""
+    with torch.inference_mode():
+        found = job.score(model.to(training.resolve_device(config.device)).eval(), split)
+    return {f"{name}_before": found[name] for name in BEFORE if name in found}
+
+
+def _latency(config: PrunableConfig, model: nn.Module, job: Job) -> dict[str, float]:
+    if not config.latency:
+        return {}
+    device = training.resolve_device(config.device)
+    found = measure.measure(model, *job.shape, device=device, runs=LATENCY_RUNS, warmup=LATENCY_WARMUP)
+    return {"latency_ms": found.p50_ms}
+
+
+def whole_network(config: PrunableConfig, blank: Blank) -> nn.Module:
+    """Return the network before the cut: the parent's with its weights, or a fresh one."""
+    if config.parent is None:
+        return blank.build()
+    found = parent_of(config)
+    model = restored(blank.build(), found.record, blank.shape[0])
+    checkpoints.fill(model, found.weights, source=config.parent)
+    return model
+
+
+def _weighed(
+    config: PrunableConfig, whole: nn.Module, channels: Channels, made: Plan
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the cut network with the weights that the mode gives it, and what is to be told of them."""
+    told: dict[str, Any] = {"mode": config.prune.mode, "importance": config.prune.importance}
+    if config.prune.mode == "random":
+        smaller = pruning.apply(whole, channels, made)
+        return smaller, {**told, "drawn": weights.draw(smaller, config.seed)}
+    if config.prune.mode == "rewind":
+        if config.parent is None:
+            raise PlanError("mode: rewind begins from a parent's early weights; set parent, or write none or random")
+        # The plan is that of the trained weights; the early ones are only cut by it.
+        early = copy.deepcopy(whole)
+        checkpoints.fill(early, checkpoints.load_rewind(parent_of(config).folder), source=f"{config.parent} rewind")
+        return pruning.apply(early, pruning.trace(early, _in_channels(channels)), made), told
+    return pruning.apply(whole, channels, made), told
+
+
+def _in_channels(channels: Channels) -> int:
+    """Return the channels of the image that a network reads."""
+    return sum(count for _, count in next(iter(channels.layers.values())).reads)
+
+
+def _origin(config: PrunableConfig) -> dict[str, Any]:
+    if config.parent is None:
+        return {}
+    found = parent_of(config)
+    widths = {"widths": found.record["widths"]} if "widths" in found.record else {}
+    return {"parent": {"folder": config.parent, "sha256": checkpoints.digest(found.folder)}, **widths}
+
+
+def _costs(channels: Channels, kept: Mapping[str, int]) -> dict[str, float]:
+    return {"params": float(channels.parameters(kept)), "gmacs": channels.macs(kept) / 1e9}

@@ -1,0 +1,155 @@
+"""How far a network can be pruned before it is trained again: one value at a time, one pass over validation each.
+
+    sensitivity.csv    parameter, value, score, params, gmacs
+    sensitivity.png    the score of each block over its ratio
+
+The scan proposes where a search should begin: for each loss of score that may be allowed, the strongest pruning of
+every parameter that alone does not lose more.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import configuration
+import durable
+from segmentation import figures, pruning, training
+from segmentation.pruning import Channels, Prune, blocks, importance, plan, weights
+from segmentation.pruning.plan import PlanError
+from workloads._pruned import Job, PrunableConfig, whole_network
+
+PREFIX = "prune."
+RATIOS = (0.25, 0.5, 0.75)
+"""At which every block is tried."""
+STEPS = 4
+"""Values at which a searched parameter is tried."""
+LOSSES = (0.01, 0.03, 0.1)
+"""Shares of the score that a point may lose by one parameter alone."""
+SCORE = "mean_dice_no_bg"
+DOWN = ("macs", "params")
+"""Less of these prunes more; of all others more does."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one value does."""
+
+    parameter: str
+    value: float
+    score: float
+    params: float
+    gmacs: float
+
+
+def scan(config: PrunableConfig, job: Job, searched: Mapping[str, Sequence[float]], out_dir: Path) -> dict[str, Any]:
+    """Write the table and the picture; return the score of the whole network, the rows, and points to begin with.
+
+    config: with its parent's network, from `inherited`.
+    searched: lowest and highest value of the numbers below `prune` that the search varies, by their names in it.
+    """
+    whole = whole_network(config, job)
+    channels = pruning.trace(whole, *job.shape)
+    seen = list(job.images())
+    scores = importance.scores(
+        whole, channels, _ranked(config.prune, whole, channels), config.prune.importance, images=seen, seed=config.seed
+    )
+    device = training.resolve_device(config.device)
+
+    def tried(name: str, value: float) -> Row | None:
+        try:
+            prune = _only(config.prune, name, value)
+            made = _plan(prune, whole, channels, scores)
+        except (PlanError, ValueError):  # too much of one block, or of what this search does not vary alone
+            return None
+        smaller = pruning.apply(whole, channels, made)
+        weights.recalibrate(smaller, seen, config.prune.recalibrate)
+        widths = {origin: len(kept) for origin, kept in plan.origins(channels, made).items()}
+        return Row(name, value, _score(smaller, job, device), channels.parameters(widths), channels.macs(widths) / 1e9)
+
+    base = _score(whole, job, device)
+    wanted = {*_of_blocks(config.prune, whole, channels), *_of_searched(searched)}
+    rows = [row for name, value in sorted(wanted) if (row := tried(name, value)) is not None]
+    _write(out_dir, rows, base)
+    return {
+        "score": base,
+        "metric": f"val_{SCORE}",
+        "rows": [asdict(row) for row in rows],
+        "points": points(rows, base, searched),
+        "figures": ["sensitivity.png"],
+    }
+
+
+def points(rows: Sequence[Row], base: float, searched: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Return values of the searched parameters to begin with, the gentlest first, none twice."""
+    found: list[dict[str, float]] = []
+    for loss in LOSSES:
+        point = {}
+        for name, (low, high) in searched.items():
+            mine = [row.value for row in rows if row.parameter == name and low <= row.value <= high]
+            fine = [row.value for row in rows if row.parameter == name and row.score >= (1 - loss) * base]
+            inside = [value for value in fine if value in mine]
+            strongest, weakest = (min, high) if _falls(name) else (max, low)
+            point[name] = strongest(inside, default=weakest)
+        if point and point not in found:
+            found.append(point)
+    return found
+
+
+def _falls(name: str) -> bool:
+    return name.removeprefix(PREFIX) in DOWN
+
+
+def _ranked(prune: Prune, whole: nn.Module, channels: Channels) -> list[str]:
+    return [block.ranked for block in blocks.of(whole, channels, tied=prune.backend == "blocks").values()]
+
+
+def _plan(prune: Prune, whole: nn.Module, channels: Channels, scores: Mapping[str, Any]) -> plan.Plan:
+    groups = blocks.of(whole, channels, tied=prune.backend == "blocks")
+    ratios = blocks.ratios(groups, prune.blocks, prune.default)
+    by_block = {name: scores[block.ranked] for name, block in groups.items()}
+    return pruning.plan_from(prune, channels, groups, ratios, by_block)
+
+
+def _only(prune: Prune, name: str, value: float) -> Prune:
+    """Return the configuration in which one value alone prunes."""
+    nothing = dataclasses.replace(prune, default=0.0, global_=0.0, macs=1.0, params=1.0, plan=None, blocks={})
+    return configuration.replace(nothing, {name.removeprefix(PREFIX): value})
+
+
+def _of_blocks(prune: Prune, whole: nn.Module, channels: Channels) -> Iterator[tuple[str, float]]:
+    for name in blocks.of(whole, channels, tied=prune.backend == "blocks"):
+        yield from ((f"{PREFIX}{name}", ratio) for ratio in RATIOS)
+
+
+def _of_searched(searched: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, float]]:
+    for name, (low, high) in searched.items():
+        yield from ((name, round(float(value), 4)) for value in np.linspace(low, high, STEPS))
+
+
+@torch.inference_mode()
+def _score(model: nn.Module, job: Job, device: torch.device) -> float:
+    return float(job.score(model.to(device).eval(), "validation").get(SCORE, 0.0))
+
+
+def _write(out_dir: Path, rows: Sequence[Row], base: float) -> None:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)])
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    durable.write(out_dir / "sensitivity.csv", text.getvalue())
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        line = lines.setdefault(row.parameter.removeprefix(PREFIX), [(0.0, base)] if not _falls(row.parameter) else [])
+        line.append((row.value, row.score))
+    figures.lines(out_dir / "sensitivity.png", lines, title="pruned, not trained again", xlabel="value", ylabel=SCORE)
