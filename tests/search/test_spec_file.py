@@ -87,7 +87,7 @@ def test_some_search_space_comes_along() -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"paramters": {}}, "paramters: unknown key; did you mean 'parameters'?"),
+        ({"paramters": {}}, "paramters: unknown key; did you mean 'parameters'"),
         ({"search": {"trails": 3}}, "search.trails: unknown key; did you mean 'trials'?"),
         ({"stopping": {"min_epoch": 3}}, "stopping.min_epoch: unknown key; did you mean 'min_epochs'"),
         ({"resources": {"slot": 3}}, "resources.slot: unknown key; did you mean 'slots'"),
@@ -301,7 +301,7 @@ def test_cmaes_takes_one_objective(toy: Load) -> None:
         ("search: {trials: 1}\nsearch: {trials: 2}\n", "key 'search' stands twice"),
         ("search: {trials: 1, trials: 2}\n", "key 'trials' stands twice"),
         ("a: &x {b: 1}\nc: *x\n", "aliases are not supported; write the value out"),
-        ("- a\n- b\n", "expected keys workload, data, objective, parameters, constraints, fixed, search"),
+        ("- a\n- b\n", "expected keys workload, data, objective, parameters, constraints, fixed, parent, search"),
         ("", "got NoneType"),
         ("a: [\n", "not YAML: while parsing"),
         ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
