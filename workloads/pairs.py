@@ -42,12 +42,12 @@ from segmentation.normalisation import Normalise, Normaliser
 from segmentation.prediction import FlipAverage, predict_tiles
 from segmentation.samples import Samples
 from segmentation.splits import Splits
-from segmentation.training import TrainingConfig
+from segmentation.training import Parts, TrainingConfig
 from workloads import _model
 from workloads._pairs import dataset, figures
 from workloads._pairs.dataset import Data
 
-__all__ = ["Config", "evaluate", "inspect", "metrics", "predict", "prepare", "sources", "train"]
+__all__ = ["Config", "evaluate", "inspect", "metrics", "parts", "predict", "prepare", "sources", "train"]
 
 CONVENTION = Convention()
 EVALUATION_BATCH = 64
@@ -118,12 +118,9 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     """
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    training.seed_everything(config.seed)
     for epoch in training.fit(
         config,
-        model=build_network(config, samples.shape(0)[0]),
-        loss=losses.build(config.loss, multilabel=False, ignore_index=config.data.ignore_index),
-        train_batches=_model.training_batches(config, samples, made, normaliser),
+        **vars(_parts(config, samples, made, normaliser)),
         validate=_validator(config, samples, made, normaliser),
         draw=_drawer(config, samples, made.validation, normaliser),
         meta={
@@ -134,6 +131,12 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         steps_per_epoch=_model.steps_per_epoch(config, made),
     ):
         yield _model.with_splits(epoch, made)
+
+
+def parts(config: Config) -> Parts:
+    """Return the network as it begins, its loss and its training batches."""
+    samples, made = dataset.load(config.data)
+    return _parts(config, samples, made, normalisation.build(config.normalise, samples, made.train))
 
 
 def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
@@ -232,6 +235,15 @@ def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Co
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
     network = networks.without_weights(config.network)
     return build_network(dataclasses.replace(config, network=network), record["in_channels"])
+
+
+def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normaliser) -> Parts:
+    training.seed_everything(config.seed)
+    return Parts(
+        model=build_network(config, samples.shape(0)[0]),
+        loss=losses.build(config.loss, multilabel=False, ignore_index=config.data.ignore_index),
+        train_batches=_model.training_batches(config, samples, made, normaliser),
+    )
 
 
 def _validator(
