@@ -247,6 +247,7 @@ def test_pairs_from_training_to_a_prediction(capsys, tmp_path):
         (["train", "toy", "--resume"], "runs/toy-train: no run to go on with; leave --resume out"),
         (["train", "pairs", "--set", "data.root=nowhere"], "nowhere: no such folder; data.root should hold"),
         (["train", "pairs", "--set", "device=cuda:99"], "device: got 'cuda:99', but there are"),
+        (["train", "pairs", "--set", "network.dims=3"], "dims: got 3, but the samples here are images; write 2"),
         (["evaluate", "toy", "nowhere"], "nowhere: no such checkpoint folder"),
         (["evaluate", "toy", "."], "state.json: No such file or directory"),
         (["predict", "pairs", ".", "nowhere"], "nowhere: no such file or folder"),
@@ -395,7 +396,7 @@ def test_kinds_of_unet_are_chosen_by_name_searched_and_trained(name, tmp_path):
 @pytest.mark.row("P40")
 @pytest.mark.parametrize("name", [name for name in workloads.names() if hasattr(workloads.load(name), "parts")])
 def test_lr_prints_bounds_that_a_search_space_takes(name, capsys, caplog):
-    assert command.main(["lr", name, "--set", "preset=debug", "--steps", "40", "--out", "swept"]) == DONE
+    assert command.main(["lr", name, "--set", "preset=debug", "--steps", "20", "--out", "swept"]) == DONE
     line = capsys.readouterr().out
     assert line.count("\n") == 1
     metric = next(iter(workloads.load(name).metrics(workloads.load(name).Config.debug())))
