@@ -59,12 +59,12 @@ def _is_worth_it(module: nn.Module) -> bool:
 def _recomputed(stage: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
     if not (stage.training and torch.is_grad_enabled()):
         return forward(*inputs)
-    contexts = lambda: (contextlib.nullcontext(), untracked(stage))  # noqa: E731
+    contexts = lambda: (contextlib.nullcontext(), _untracked(stage))  # noqa: E731
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextlib.contextmanager
-def untracked(module: nn.Module) -> Iterator[None]:
+def _untracked(module: nn.Module) -> Iterator[None]:
     """Keep batch norm from counting a batch a second time when it is computed again."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]

@@ -12,6 +12,10 @@ class NonFiniteError(ArithmeticError):
     """A loss became NaN or infinite: the trial ends as failed, never as a score."""
 
 
+class NoFallError(ArithmeticError):
+    """The loss fell at no learning rate."""
+
+
 class OutOfMemoryError(MemoryError):
     """The device's memory does not hold a micro batch; the run can go on from a checkpoint with a smaller one."""
 

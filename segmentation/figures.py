@@ -195,6 +195,28 @@ def lines(
     return _write(figure, path)
 
 
+def learning_rates(
+    path: Path,
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    marks: Mapping[str, float],
+) -> Path:
+    """Write the loss at each learning rate, as it was and smoothed; `marks` names some of the rates."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(rates, losses, color="0.75", linewidth=1, label="loss of a batch")
+    axis.plot(rates, smoothed, color=_unit(CLASS_COLOURS[5]), label="smoothed")
+    for colour, (name, rate) in zip(CLASS_COLOURS[1:], marks.items(), strict=False):
+        axis.axvline(rate, color=_unit(colour), linestyle="--", label=f"{name} {rate:.1e}")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="loss")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    return _write(figure, path)
+
+
 def default_colours(multilabel: bool) -> tuple[Colour, ...]:
     """Return the colours of labels that may overlap, or of classes that exclude each other."""
     return LABEL_COLOURS if multilabel else CLASS_COLOURS

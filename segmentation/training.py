@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from segmentation.timing import PARTS, Clock
 logger = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor, Tensor]
+NO_BATCH = "epoch {} has no training batch; lower batch_size or give more images"
 # A look at the loss makes a GPU wait for the host; on the CPU it costs nothing.
 STEPS_BETWEEN_CHECKS_ON_GPU = 50
 PEAK = "peak_memory_mib"
@@ -152,6 +154,17 @@ def check_least(config: Any, least: int, *names: str) -> None:
             raise ValueError(f"{name}: got {getattr(config, name)}; expected {least} or more")
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What learns, from what: the arguments of `fit` that a single step needs."""
+
+    model: nn.Module
+    """With its first weights."""
+    loss: Callable[[Any, Tensor], Tensor]
+    train_batches: Callable[[int], Iterable[Batch]]
+    """The batches of an epoch, by its number from 1: image, mask, index."""
+
+
 @dataclass
 class Progress:
     """What the loop counts, kept in every checkpoint."""
@@ -240,6 +253,35 @@ def fit(
             yield from _epochs(loop, train_batches, validate, meta, draw, watch)
         finally:
             _release(loop)
+
+
+def steps_at(config: TrainingConfig, parts: Parts, rates: Iterable[float]) -> Generator[float]:
+    """Yield the loss of one step after the other, each made at the next of these learning rates.
+
+    The loss is that before the step. The network is trained in place, by an optimiser that lives as long.
+    """
+    config = replace(config, lr_schedule="none", ema_decay=0.0)
+    with _settings(config):
+        loop = _start(config, parts.model, parts.loss, 0)
+        try:
+            seed_everything(config.seed, 1, loop.strategy.rank)
+            loop.model.train()
+            clock = Clock(loop.device, on=False)
+            for rate, (image, mask, index) in zip(rates, _endless(parts.train_batches), strict=False):
+                loop.strategy.set_lr(rate)
+                yield float(_step(loop, _on(loop.device, image), _on(loop.device, mask), len(index), clock))
+        finally:
+            _release(loop)
+
+
+def _endless(train_batches: Callable[[int], Iterable[Batch]]) -> Iterator[Batch]:
+    for epoch in itertools.count(1):
+        empty = True
+        for batch in train_batches(epoch):
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError(NO_BATCH.format(epoch))
 
 
 def _epochs(
@@ -591,7 +633,7 @@ def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> tuple[flo
             with clock("sync"):
                 _check_finite(loop, losses[-every:], len(sizes))
     if not sizes:
-        raise ValueError(f"epoch {loop.progress.epoch} has no training batch; lower batch_size or give more images")
+        raise ValueError(NO_BATCH.format(loop.progress.epoch))
     with clock("sync"):
         _check_finite(loop, losses[-(len(sizes) % every or every) :], len(sizes))
         values, weights = torch.stack(losses).double().cpu(), torch.tensor(sizes, dtype=torch.float64)

@@ -29,6 +29,7 @@ SHORTER = {
     "python -m workloads list": "",
     "python -m workloads backbones": " resnet18 --size 64",
     "python -m workloads train pairs --set lr=3e-4": " --set epochs=1 --set network.base=4 --out {runs}/pairs-train",
+    "python -m workloads lr pairs": " --set network.base=4 --out {runs}/lr",
     "python -m workloads evaluate pairs CHECKPOINT": " --out {runs}/evaluate",
     "python -m workloads predict pairs CHECKPOINT IMAGES": " --out {runs}/predict",
     "python -m search predict pairs CHECKPOINT IMAGES --workers 2": " --out {runs}/sharded",

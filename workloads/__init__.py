@@ -17,6 +17,10 @@ A workload is a module, here or anywhere importable, with
                 changes=None)
     def inspect(config, out_dir)                  draw what the network will see; returns paths of the pictures
 
+for the search of a learning rate (`python -m workloads lr`), if it wants
+
+    def parts(config) -> segmentation.training.Parts    what learns, and from what
+
 and, for prediction by several workers (`python -m search predict`), if it wants
 
     def sources(source) -> list[Path]             the files of a folder that `predict` takes, in its order

@@ -23,7 +23,7 @@ import configuration
 import durable
 import workloads
 from configuration import ConfigError
-from segmentation.epoch import DataError, Evaluation, NonFiniteError
+from segmentation.epoch import DataError, Evaluation, NoFallError, NonFiniteError
 from workloads import WorkloadError, _run
 from workloads._run import RunError
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not _names_a_value(error, given.name):
             raise
         return _fail(error, BAD_INPUT)
-    except NonFiniteError as error:
+    except (NonFiniteError, NoFallError) as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted; `train` goes on from its last whole epoch by --resume", INTERRUPTED)
@@ -97,6 +97,22 @@ def train(given: argparse.Namespace) -> None:
     print(_run.train(run))
 
 
+def lr(given: argparse.Namespace) -> None:
+    """Sweep the learning rate, draw the loss over it, and print what to search as a line for a search space."""
+    workload = workloads.load(given.name)
+    if not hasattr(workload, "parts"):
+        raise WorkloadError(f"{given.name}: its learning rate cannot be swept, for it offers no `parts(config)`")
+    from segmentation import lr_finder  # here, because PyTorch takes seconds that `list` need not pay
+
+    config = configuration.build(workload.Config, _values(given))
+    for warning in workload.prepare(config)["warnings"]:
+        logger.warning("%s", warning)
+    found = lr_finder.find(config, workload.parts(config), steps=given.steps)
+    path = lr_finder.draw(found, _out(given) / "lr.png")
+    logger.info("%d steps up to lr %.1e, steepest fall at %.1e; see %s", *found.summary(), path)
+    print(found.search_line())
+
+
 def evaluate(given: argparse.Namespace) -> None:
     """Score a checkpoint and print a table; figures and evaluation.json go to the output folder."""
     workload, checkpoint, out = workloads.load(given.name), _run.checkpoint(given.checkpoint), _out(given)
@@ -129,7 +145,7 @@ def inspect(given: argparse.Namespace) -> None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workloads", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for function in (list_, train, evaluate, predict, inspect):
+    for function in (list_, train, lr, evaluate, predict, inspect):
         name, text = function.__name__.rstrip("_"), function.__doc__
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=function)
@@ -154,6 +170,8 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     text = "what chooses the best epoch (default: the first that `list NAME` shows)"
     commands["train"].add_argument("--metric", metavar="METRIC", help=text)
     commands["train"].add_argument("--resume", action="store_true", help="go on from the last whole epoch in --out")
+    text = "training steps from the lowest rate to the highest (default: 100)"
+    commands["lr"].add_argument("--steps", type=_steps, default=100, metavar="COUNT", help=text)
     text = "what to score on (default: test)"
     commands["evaluate"].add_argument("--split", choices=SPLITS, default="test", help=text)
     commands["predict"].add_argument("source", metavar="IMAGES", type=Path, help="an image, or a folder of images")
@@ -170,6 +188,12 @@ def _add_backbones(command: argparse.ArgumentParser) -> None:
 def _side(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of pixels, at least 1")
+    return int(text)
+
+
+def _steps(text: str) -> int:
+    if not text.isdigit() or int(text) < 10:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of steps, at least 10")
     return int(text)
 
 

@@ -43,6 +43,7 @@ from segmentation.normalisation import Normalise, Normaliser
 from segmentation.prediction import FlipAverage, predict_tiles
 from segmentation.samples import Samples
 from segmentation.splits import Splits
+from segmentation.training import Parts
 from workloads import _model, _pruned, _sensitivity
 from workloads._pairs import dataset, figures
 from workloads._pairs.dataset import Data
@@ -57,6 +58,7 @@ __all__ = [
     "facts",
     "inspect",
     "metrics",
+    "parts",
     "predict",
     "prepare",
     "scan",
@@ -147,13 +149,10 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     config = _pruned.inherited(config, WORKLOAD)
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    training.seed_everything(config.seed)
-    begun = _pruned.start(config, _job(config, samples, made, normaliser), resume)
+    begun = _begun(config, samples, made, normaliser, resume)
     for epoch in training.fit(
         config,
-        model=begun.model,
-        loss=losses.build(config.loss, multilabel=False, ignore_index=config.data.ignore_index),
-        train_batches=_model.training_batches(config, samples, made, normaliser),
+        **vars(_parts(config, samples, made, normaliser, begun)),
         validate=_validator(config, samples, made, normaliser),
         draw=_drawer(config, samples, made.validation, normaliser),
         meta={
@@ -165,6 +164,14 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         steps_per_epoch=_model.steps_per_epoch(config, made),
     ):
         yield _model.with_splits(_pruned.with_constants(epoch, begun), made)
+
+
+def parts(config: Config) -> Parts:
+    """Return the network as it begins, its loss and its training batches."""
+    config = _pruned.inherited(config, WORKLOAD)
+    samples, made = dataset.load(config.data)
+    normaliser = normalisation.build(config.normalise, samples, made.train)
+    return _parts(config, samples, made, normaliser, _begun(config, samples, made, normaliser))
 
 
 def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
@@ -310,6 +317,21 @@ def _job(config: Config, samples: Samples, made: Splits, normaliser: Normaliser)
     blank = _blank(config, samples)
     images = _model.first_images(config, samples, made, normaliser)
     return _pruned.Job(blank.build, blank.shape, images, score)
+
+
+def _begun(
+    config: Config, samples: Samples, made: Splits, normaliser: Normaliser, resume: Path | None = None
+) -> _pruned.Begun:
+    training.seed_everything(config.seed)
+    return _pruned.start(config, _job(config, samples, made, normaliser), resume)
+
+
+def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normaliser, begun: _pruned.Begun) -> Parts:
+    return Parts(
+        model=begun.model,
+        loss=losses.build(config.loss, multilabel=False, ignore_index=config.data.ignore_index),
+        train_batches=_model.training_batches(config, samples, made, normaliser),
+    )
 
 
 def _validator(

@@ -49,7 +49,7 @@ from segmentation.normalisation import Normalise, Normaliser
 from segmentation.prediction import FlipAverage
 from segmentation.samples import Samples
 from segmentation.splits import Splits
-from segmentation.training import TrainingConfig
+from segmentation.training import Parts, TrainingConfig
 from workloads import _model
 from workloads._pairs import figures
 from workloads._spark import dataset, evaluation_files, inference, reader, submission, training_files
@@ -58,7 +58,19 @@ from workloads._spark.dataset import Data
 from workloads._spark.generator import Synthetic
 from workloads._spark.training_files import Architecture, RunFolder
 
-__all__ = ["Config", "check", "evaluate", "inspect", "merge", "metrics", "predict", "prepare", "sources", "train"]
+__all__ = [
+    "Config",
+    "check",
+    "evaluate",
+    "inspect",
+    "merge",
+    "metrics",
+    "parts",
+    "predict",
+    "prepare",
+    "sources",
+    "train",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -195,13 +207,10 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     """
     samples, made = dataset.load_once(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    training.seed_everything(config.seed)
     kept = _Kept(config, resume) if config.out else None
     for epoch in training.fit(
         config,
-        model=build_network(config),
-        loss=losses.build(config.loss, multilabel=False),
-        train_batches=_model.training_batches(config, samples, made, normaliser),
+        **vars(_parts(config, samples, made, normaliser)),
         validate=_validator(config, samples, made, normaliser),
         draw=functools.partial(_draw_strips, samples, made.validation, normaliser),
         meta=_model.meta("spark", config, CLASSES, normaliser, synthetic=not config.data.root),
@@ -212,6 +221,12 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         yield _model.with_splits(epoch, made)
     if kept:
         kept.finish()
+
+
+def parts(config: Config) -> Parts:
+    """Return the network as it begins, its loss and its training batches."""
+    samples, made = dataset.load_once(config.data)
+    return _parts(config, samples, made, normalisation.build(config.normalise, samples, made.train))
 
 
 def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
@@ -442,6 +457,15 @@ def _architecture(network: Network) -> Architecture:
 
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
     return build_network(dataclasses.replace(config, network=networks.without_weights(config.network)))
+
+
+def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normaliser) -> Parts:
+    training.seed_everything(config.seed)
+    return Parts(
+        model=build_network(config),
+        loss=losses.build(config.loss, multilabel=False),
+        train_batches=_model.training_batches(config, samples, made, normaliser),
+    )
 
 
 def _validator(

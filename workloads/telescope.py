@@ -32,7 +32,7 @@ from segmentation.networks.tinyunet import TinyUNet
 from segmentation.normalisation import Normalise
 from segmentation.samples import Samples
 from segmentation.splits import Splits
-from segmentation.training import TrainingConfig
+from segmentation.training import Parts, TrainingConfig
 from workloads import _model
 from workloads._telescope import dataset, figures, focal_plane, observation, reader, runlog, scores, transfer
 from workloads._telescope.dataset import Data
@@ -43,7 +43,7 @@ from workloads._telescope.reader import Variant
 from workloads._telescope.scores import run_epoch
 from workloads._telescope.transfer import Finetune
 
-__all__ = ["Config", "evaluate", "inspect", "metrics", "predict", "prepare", "run_epoch", "sources", "train"]
+__all__ = ["Config", "evaluate", "inspect", "metrics", "parts", "predict", "prepare", "run_epoch", "sources", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -193,13 +193,10 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     begun = time.monotonic()
     samples, made = dataset.load(config.data, config.variant)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    model = start_network(config)
     run = _run_folder(config, made, resume)
     for epoch in training.fit(
         config,
-        model=model,
-        loss=losses.build(config.loss, multilabel=True),
-        train_batches=_train_batches(config, model, samples, made, normaliser),
+        **vars(_parts(config, samples, made, normaliser)),
         validate=_validator(config, samples, made, normaliser),
         draw=functools.partial(_draw_strips, config, samples, made.validation, normaliser),
         meta=_model.meta("telescope", config, channel_names(config), normaliser, synthetic=not config.data.root),
@@ -212,6 +209,12 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         yield kept
     if run and run.epoch:
         run.finish(_csv_settings(config, made, time.monotonic() - begun))
+
+
+def parts(config: Config) -> Parts:
+    """Return the network as it begins, its loss and its training batches."""
+    samples, made = dataset.load(config.data, config.variant)
+    return _parts(config, samples, made, normalisation.build(config.normalise, samples, made.train))
 
 
 def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
@@ -346,6 +349,15 @@ def _train_batches(
         return of_epoch(epoch)
 
     return staged
+
+
+def _parts(config: Config, samples: Samples, made: Splits, normaliser: normalisation.Normaliser) -> Parts:
+    model = start_network(config)
+    return Parts(
+        model=model,
+        loss=losses.build(config.loss, multilabel=True),
+        train_batches=_train_batches(config, model, samples, made, normaliser),
+    )
 
 
 def _validator(config: Config, samples: Samples, made: Splits, normaliser: normalisation.Normaliser) -> Any:

@@ -68,8 +68,6 @@ class Network:
     """In training, logits of every decoder level, scored with loss.aux_weight (unet3plus, unetplusplus)."""
     guided: bool = False
     """Learn which classes an image has, scored with loss.presence, and leave out the others (unet3plus)."""
-    recompute: bool = False
-    """Compute decoder levels again in the backward pass instead of keeping them: less memory, slower (unet3plus)."""
 
     def __post_init__(self) -> None:
         for name in ("base", "depth", "cat_channels"):

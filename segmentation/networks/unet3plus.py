@@ -7,16 +7,13 @@ unet3plus_simplified is a plain UNet decoder whose levels are brought to the fin
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from segmentation.economy import untracked
 from segmentation.networks.parts import EncoderNetwork, conv, fitted
 from segmentation.networks.timm_unet import build_encoder
 from segmentation.networks.unet import DoubleConv, level_widths
@@ -100,7 +97,7 @@ class FullScaleDecoder(nn.Module):
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], config: Network) -> None:
         super().__init__()
-        count, self.recompute = len(channels), config.recompute
+        count = len(channels)
         self.width = config.cat_channels * count
         self.side_channels = (*[self.width] * (count - 2), channels[-1])
         """Channels of the levels below the finest, finest first; the last one is the encoder's."""
@@ -113,7 +110,7 @@ class FullScaleDecoder(nn.Module):
         """Return the finest level's map and those of the others, finest first."""
         maps = [features[-1]]
         for at in reversed(range(len(self.levels))):
-            maps.insert(0, _run(self.levels[at], [*features[: at + 1], *maps], self.recompute and self.training))
+            maps.insert(0, self.levels[at](*features[: at + 1], *maps))
         return maps[0], maps[1:]
 
 
@@ -146,7 +143,7 @@ class FusingDecoder(nn.Module):
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], config: Network) -> None:
         super().__init__()
-        count, self.recompute = len(channels), config.recompute
+        count = len(channels)
         self.width = config.cat_channels * count
         self.side_channels = (self.width,) * (count - 1)
         """Channels of all levels, finest first; their fusion comes after them."""
@@ -160,7 +157,7 @@ class FusingDecoder(nn.Module):
         maps: list[Tensor] = []
         deeper = features[-1]
         for at in reversed(range(len(self.levels))):
-            deeper = _run(self.levels[at], [deeper, features[at]], self.recompute and self.training)
+            deeper = self.levels[at](deeper, features[at])
             maps.insert(0, deeper)
         reduced = [_enlarged(layer(each), maps[0]) for layer, each in zip(self.reduce, maps, strict=True)]
         return self.fuse(torch.cat(reduced, 1)), maps
@@ -236,14 +233,6 @@ def gated(logits: Tensor, presence: Tensor) -> Tensor:
     """
     floor = logits.amin(1, keepdim=True).clamp(max=0) - GATE
     return torch.where((presence < 0)[:, :, None, None], floor, logits)
-
-
-def _run(level: nn.Module, maps: list[Tensor], recompute: bool) -> Tensor:
-    if not recompute:
-        return level(*maps)  # type: ignore[no-any-return]
-    contexts = lambda: (contextlib.nullcontext(), untracked(level))  # noqa: E731
-    found: Tensor = checkpoint(level, *maps, use_reentrant=False, context_fn=contexts)
-    return found
 
 
 def _enlarged(maps: Tensor, like: Tensor) -> Tensor:

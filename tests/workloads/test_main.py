@@ -247,6 +247,7 @@ def test_pairs_from_training_to_a_prediction(capsys, tmp_path):
         (["train", "toy", "--resume"], "runs/toy-train: no run to go on with; leave --resume out"),
         (["train", "pairs", "--set", "data.root=nowhere"], "nowhere: no such folder; data.root should hold"),
         (["train", "pairs", "--set", "device=cuda:99"], "device: got 'cuda:99', but there are"),
+        (["train", "pairs", "--set", "network.dims=3"], "dims: got 3, but the samples here are images; write 2"),
         (["evaluate", "toy", "nowhere"], "nowhere: no such checkpoint folder"),
         (["evaluate", "toy", "."], "state.json: No such file or directory"),
         (["predict", "pairs", ".", "nowhere"], "nowhere: no such file or folder"),
@@ -390,3 +391,39 @@ def test_kinds_of_unet_are_chosen_by_name_searched_and_trained(name, tmp_path):
     assert command.main(["train", "pairs", *(word for value in values for word in ("--set", value))]) == DONE
     losses = [row["metrics"]["train_loss"] for row in rows("runs/pairs-train")]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.row("P40")
+@pytest.mark.parametrize("name", [name for name in workloads.names() if hasattr(workloads.load(name), "parts")])
+def test_lr_prints_bounds_that_a_search_space_takes(name, capsys, caplog):
+    assert command.main(["lr", name, "--set", "preset=debug", "--steps", "20", "--out", "swept"]) == DONE
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    metric = next(iter(workloads.load(name).metrics(workloads.load(name).Config.debug())))
+    Path("space.yaml").write_text(f"workload: {name}\nobjective: {{metric: {metric}}}\nparameters:\n  {line}")
+    found = spec_file.load("space.yaml").parameters[0]
+    assert 1e-8 <= found.low < found.high <= 1 and found.log
+    assert Path("swept/lr.png").is_file()
+    assert "steepest fall at" in caplog.text
+
+
+@pytest.mark.row("P40")
+def test_lr_sweeps_what_train_trains(monkeypatch):
+    """The sweep's first loss is that of a training of one step at no rate at all."""
+    from segmentation import training
+    from workloads import pairs
+
+    config = pairs.Config(**{**vars(pairs.Config.debug()), "epochs": 1, "lr": 1e-12, "batch_size": 10_000})
+    swept = next(training.steps_at(config, pairs.parts(config), [1e-7]))
+    assert swept == pytest.approx(next(iter(pairs.train(config))).metrics["train_loss"], rel=1e-6)
+
+
+def test_lr_needs_a_workload_with_parts_and_a_loss_that_falls(monkeypatch, capsys):
+    assert command.main(["lr", "toy"]) == BAD_INPUT
+    assert "toy: its learning rate cannot be swept, for it offers no `parts(config)`" in capsys.readouterr().err
+    monkeypatch.setattr("segmentation.training._step", lambda *_: 1.0)
+    assert command.main(["lr", "pairs", "--set", "preset=debug"]) == FAILED
+    assert "the loss falls at no learning rate, in 100 steps" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["lr", "pairs", "--steps", "5"])
