@@ -20,8 +20,9 @@ import ray
 
 import configuration
 import durable
-from search import samplers, spec_file, workload
+from search import comparison, samplers, spec_file, workload
 from search.errors import SearchError, SpecError, StudyError
+from search.evaluation import Candidate
 from search.planning import Plan
 from search.record import StudyPaths
 from search.spec import Parameter, SearchSpec, Stopping
@@ -86,6 +87,12 @@ def enqueue(study: Study, spec: SearchSpec, found: Mapping[str, Any] | None) -> 
         return
     for number, point in enumerate(found["points"], start=1):
         study.enqueue(point, f"{SCAN_NOTE} {number}", protected=False)
+
+
+def candidates(plan: Plan) -> list[Candidate]:
+    """Return the parent as what is evaluated beside the promoted; none where there is none."""
+    sha256 = durable.seal_of(plan.paths.parent) if plan.spec.parent.wanted else None
+    return [Candidate(comparison.PARENT, -1, plan.paths.parent.name, sha256, 0, 0.0)] if sha256 else []
 
 
 def _source(plan: Plan, run: Callable[[Study], None]) -> Path:

@@ -33,6 +33,11 @@ class Plan:
     """Values of the first trial."""
     notes: tuple[str, ...]
 
+    @property
+    def compares(self) -> bool:
+        """Whether trials are to be seen beside a parent, or are of no one order."""
+        return self.spec.parent.wanted or len(self.spec.objectives) > 1
+
 
 def make(spec: SearchSpec, folder: Path) -> Plan:
     """Check a search against the machine and the data, and say what it would do; writes nothing but the data's cache.

@@ -108,6 +108,11 @@ class StudyPaths:
         return self.folder / "leaderboard.csv"
 
     @property
+    def pareto(self) -> Path:
+        """The parent, the Pareto set and all that were evaluated, with what they cost."""
+        return self.folder / "pareto.csv"
+
+    @property
     def table(self) -> Path:
         """All trials as Parquet."""
         return self.folder / "trials.parquet"

@@ -12,6 +12,7 @@ from typing import Any
 
 import durable
 from search import leaderboard, plots
+from search.comparison import Line
 from search.leaderboard import Interval, Row
 from search.plots import WORDS, show, show_score
 from search.ranking import best, pareto, ranked
@@ -71,6 +72,7 @@ def write(
     promotion: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]],
     facts: Facts,
+    compared: Sequence[Line] = (),
 ) -> Path:
     """Write report.html; the page needs no network and no other file.
 
@@ -81,6 +83,7 @@ def write(
         promotion: content of promotion.json.
         evaluations: content of each evaluation.json.
         facts: versions, data and warnings.
+        compared: what networks cost and score beside their parent.
     """
     import jinja2
     from plotly import offline
@@ -98,6 +101,8 @@ def write(
         winner=_winner(spec, records, promotion),
         rows=[_row_cells(row) for row in rows],
         metric=leaderboard.headline(spec),
+        compared=_compared(spec, compared),
+        scan=_scan(paths),
         sections=sections,
         examples=_examples(paths, rows),
         cost=_cost(records, facts),
@@ -295,6 +300,52 @@ def _examples(paths: StudyPaths, rows: Sequence[Row]) -> list[dict[str, Any]]:
             left_out = "" if usable else f"{path.name} is {'too large to embed' if path.is_file() else 'missing'}"
             examples.append({"trial": row.name, "name": name, "source": source, "left_out": left_out})
     return examples
+
+
+def _compared(spec: SearchSpec, lines: Sequence[Line]) -> dict[str, Any]:
+    """Return the table of what networks cost; empty without lines."""
+    if not lines:
+        return {"headings": [], "rows": [], "searched": []}
+    headings = next((list(line.figures) for line in lines if line.figures), [])
+    objectives = [objective.metric for objective in spec.objectives]
+    rows = [
+        {
+            "name": line.name,
+            "front": line.on_front,
+            "cells": [_score(line.validation.get(name)) for name in objectives]
+            + [_score(line.figures.get(heading)) for heading in headings],
+            "difference": _signed(line.difference.value) if line.difference.value is not None else "",
+            "gap": _gap(line.difference),
+            "params": ", ".join(f"{name} {show(value)}" for name, value in line.params.items()),
+        }
+        for line in lines
+    ]
+    return {"headings": [*objectives, *headings], "rows": rows}
+
+
+def _scan(paths: StudyPaths) -> dict[str, Any]:
+    """Return how far the parent can be pruned, as its scan found: a table and embedded pictures; empty without one."""
+    if not paths.scan.is_file():
+        return {}
+    found = durable.read_json(paths.scan)
+    pictures = [paths.scan.parent / name for name in found.get("figures", ())]
+    rows = found["rows"]
+    return {
+        "metric": found["metric"],
+        "score": _score(found["score"]),
+        "headings": list(rows[0]) if rows else [],
+        "rows": [[_score(value) for value in row.values()] for row in rows],
+        "points": [", ".join(f"{name} {show(value)}" for name, value in point.items()) for point in found["points"]],
+        "pictures": [base64.b64encode(path.read_bytes()).decode() for path in pictures if path.is_file()],
+    }
+
+
+def _score(value: Any) -> str:
+    return "" if value is None else show(value)
+
+
+def _gap(gap: Interval) -> str:
+    return "" if gap.low is None else f"{_signed(gap.low)} to {_signed(gap.high)}"
 
 
 def _cost(records: Sequence[TrialRecord], facts: Facts) -> list[tuple[str, str]]:

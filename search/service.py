@@ -11,7 +11,18 @@ from dataclasses import asdict
 from typing import TextIO
 
 import durable
-from search import evaluation, executor, leaderboard, parent, promotion, report, samplers, study_spec
+from search import (
+    comparison,
+    evaluation,
+    executor,
+    leaderboard,
+    parent,
+    promotion,
+    report,
+    samplers,
+    study_spec,
+    workload,
+)
 from search.desk import Desk
 from search.evaluation import Candidate
 from search.planning import Plan
@@ -41,7 +52,7 @@ def run(plan: Plan, stream: TextIO) -> list[leaderboard.Row]:
             study.enqueue(plan.incumbent, DEFAULTS)
             parent.enqueue(study, plan.spec, scanned)
             _search(plan, study, session, stream)
-            candidates = _candidates(plan, study, session, stream)
+            candidates = [*parent.candidates(plan), *_candidates(plan, study, session, stream)]
             _evaluate(plan, candidates, session, stream)
         rows = write_outputs(plan, study.records(), [candidate.name for candidate in candidates])
         _write_models(plan.paths, rows)
@@ -162,6 +173,10 @@ def write_outputs(plan: Plan, records: Sequence[TrialRecord], names: Sequence[st
     rows = leaderboard.rows(spec, records, promoted, evaluations)
     leaderboard.write_leaderboard(paths.leaderboard, rows, spec)
     leaderboard.write_table(paths.table, records, spec)
+    table = workload.table_of(workload.load(spec.workload))
+    compared = comparison.lines(spec, records, evaluations, table) if plan.compares else []
+    if compared:
+        comparison.write(paths.pareto, spec, compared, table)
     facts = report.Facts(
         wall_s=wall_time(records),
         slots=plan.slots,
@@ -170,7 +185,7 @@ def write_outputs(plan: Plan, records: Sequence[TrialRecord], names: Sequence[st
         manifest=plan.manifest,
         warnings=plan.notes,
     )
-    report.write(paths, spec, records, promoted, evaluations, facts)
+    report.write(paths, spec, records, promoted, evaluations, facts, compared)
     return rows
 
 

@@ -51,7 +51,9 @@ def result_text(plan: Plan, rows: Sequence[Row]) -> str:
         "models": plan.paths.model("best").parent,
         "TensorBoard": f"tensorboard --logdir {plan.paths.folder.parent}",
     }
-    where = [f"{name:12} {_short(place)}" for name, place in places.items()]
+    if plan.paths.pareto.is_file() and plan.compares:
+        places["cost and score"] = plan.paths.pareto
+    where = [f"{name:15} {_short(place)}" for name, place in places.items()]
     return "\n".join([*_table(plan.spec, rows), "", *why, "", *where])
 
 

@@ -9,6 +9,8 @@ A workload may also have
     def scan(config, searched, out_dir) -> dict
                                               look at a parent before a search: {"points": values of searched parameters
                                               to begin with, "score", "metric", "rows": a table, "figures": files}
+    TABLE                                     metrics of an evaluation that tell what a network costs and scores beside
+                                              its parent, and their headings
     UNINHERITED                               parts of the Config, such as "prune", that a parent is trained without
 
 and for prediction by several workers (`search.inference`)
@@ -45,6 +47,12 @@ def load(name: str) -> ModuleType:
 def facts_of(module: ModuleType) -> tuple[str, ...]:
     """Return the names that constraints can speak of besides the config's values."""
     found: tuple[str, ...] = getattr(module, "FACTS", ())
+    return found
+
+
+def table_of(module: ModuleType) -> dict[str, str]:
+    """Return the metrics of an evaluation to show beside those of a parent, and their headings."""
+    found: dict[str, str] = getattr(module, "TABLE", {})
     return found
 
 

@@ -143,6 +143,16 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def identity(folder: Path) -> str:
+    """Return the sha256 of checkpoint.json, which vouches for all other files.
+
+    Raises:
+        CheckpointError: if it is missing or not JSON.
+    """
+    read_meta(folder)
+    return _sha256(folder / META_FILE)
+
+
 def digest(folder: Path) -> str:
     """Return the sha256 of the weights, as checkpoint.json records it."""
     recorded: str = _recorded(folder, WEIGHTS_FILE)["sha256"]

@@ -34,6 +34,17 @@ UNINHERITED = ("prune",)
 """What a parent is trained without."""
 FACTS = tuple(f"{whose}{name}" for whose in ("", "parent.") for name in ("params", "macs", "gmacs"))
 """What constraints can speak of: of the network that is trained, and of the one before the cut."""
+TABLE = {
+    "params": "params",
+    "gmacs": "GMACs",
+    "latency_ms": "latency p50 (ms)",
+    "mean_dice_no_bg_before": "Dice before training",
+    "mean_dice_no_bg": "Dice",
+    "mean_dice_before": "Dice with background before",
+    "mean_dice": "Dice with background",
+}
+"""What an evaluation tells of a network beside its parent, and the headings; Dice is without background but where said.
+"""
 BEFORE = ("mean_dice", "mean_dice_no_bg")
 """Scores that are told of a network as it is before it is trained."""
 
@@ -139,13 +150,13 @@ def parent_of(config: PrunableConfig) -> Parent:
             f"parent {folder}: not the checkpoint that was asked for, whose hash begins {config.parent_sha256:.12}; "
             "put that one back, or start a study of its own"
         )
-    return _read(str(folder), checkpoints.digest(folder))
+    return _read(str(folder), checkpoints.identity(folder))
 
 
 @functools.lru_cache(maxsize=1)
-def _read(given: str, digest: str) -> Parent:
+def _read(given: str, identity: str) -> Parent:
     names = (checkpoints.META_FILE, checkpoints.WEIGHTS_FILE, checkpoints.REWIND_FILE)
-    folder = cache.local_copy(Path(given), digest, names)
+    folder = cache.local_copy(Path(given), identity, names)
     record = checkpoints.read_meta(folder)
     values = {key.removeprefix("network."): value for key, value in record["config"].items() if "network." in key}
     return Parent(folder, record, checkpoints.load_tensors(folder), configuration.build(Network, values))
@@ -270,17 +281,17 @@ def reported(config: PrunableConfig) -> dict[str, str]:
 
 
 def evaluated(checkpoint: Path, config: PrunableConfig, model: nn.Module, job: Job, split: str) -> dict[str, float]:
-    """Return what an evaluation tells besides scores: params, gmacs, and of a pruned network more.
+    """Return what an evaluation tells besides scores: params, gmacs, latency_ms, and of a pruned network more.
 
-    That is its latency, the cost of the network before the cut, and its scores before it was trained; these need the
-    parent, and are left out where it is gone.
+    That is the cost of the network before the cut, and its scores before it was trained; these need the parent, and are
+    left out where it is gone.
     """
     record = checkpoints.read_meta(checkpoint)
     found = _costs(pruning.trace(model, *job.shape), {})
-    if "pruned" not in record:
-        return {**found, **_latency(config, model, job)}
-    found |= {key: record["pruned"][key] for key in ("parent_params", "parent_gmacs")}
     found |= _latency(dataclasses.replace(config, latency=True), model, job)
+    if "pruned" not in record:
+        return found
+    found |= {key: record["pruned"][key] for key in ("parent_params", "parent_gmacs")}
     try:
         before = begin(config, job).model
     except DataError as error:

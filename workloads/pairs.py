@@ -51,6 +51,7 @@ from workloads._pruned import PrunableConfig
 
 __all__ = [
     "FACTS",
+    "TABLE",
     "UNINHERITED",
     "Config",
     "check",
@@ -69,6 +70,7 @@ __all__ = [
 WORKLOAD = "pairs"
 UNINHERITED = _pruned.UNINHERITED
 FACTS = _pruned.FACTS
+TABLE = _pruned.TABLE
 CONVENTION = Convention()
 EVALUATION_BATCH = 64
 SHOWN = 4
