@@ -115,6 +115,20 @@ def test_both_frames_of_a_patient_are_in_one_split(original, seed):
     assert len(owner) == 4 and made.key == "patient"
 
 
+@pytest.mark.parametrize(
+    ("name", "pattern", "expected"),
+    [
+        ("patient007_frame01", r"patient\d+", "patient007"),
+        ("heart-a_frame12", r"patient\d+", "heart-a"),
+        ("scan_12", r"patient\d+", "scan_12"),
+        ("siteA_12_left", r"^site._\d+", "siteA_12"),
+        ("siteA_12_left", "", "siteA_12_left"),
+    ],
+)
+def test_whose_volume_it_is_follows_from_its_name(name, pattern, expected):
+    assert reader._patient(name, pattern) == expected
+
+
 @pytest.mark.row("P34")
 def test_images_for_testing_are_the_test_split(nnunet):
     for half in ("images", "labels"):
