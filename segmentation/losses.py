@@ -290,18 +290,27 @@ def named(name: str) -> Loss:
     """
     if name not in NAMED:
         raise ValueError(f"got {name!r}; expected one of {', '.join(NAMED)}")
-    weights = dict.fromkeys(("ce", "dice", "focal"), 0.0) | NAMED[name]
-    return Loss(**weights, dice_background=False, dice_pooling="batch", dice_smooth=1e-6, focal_alpha=0.25)
+    ce, dice, focal = NAMED[name]
+    return Loss(
+        ce=ce,
+        dice=dice,
+        focal=focal,
+        dice_background=False,
+        dice_pooling="batch",
+        dice_smooth=1e-6,
+        focal_gamma=2.0,
+        focal_alpha=0.25,
+    )
 
 
-NAMED: dict[str, dict[str, float]] = {
-    "ce": {"ce": 1.0},
-    "dice": {"dice": 1.0},
-    "ce_dice": {"ce": 0.7, "dice": 0.3},
-    "focal": {"focal": 1.0},
-    "dice_focal": {"dice": 0.5, "focal": 0.5},
+NAMED: dict[str, tuple[float, float, float]] = {
+    "ce": (1.0, 0.0, 0.0),
+    "dice": (0.0, 1.0, 0.0),
+    "ce_dice": (0.7, 0.3, 0.0),
+    "focal": (0.0, 0.0, 1.0),
+    "dice_focal": (0.0, 0.5, 0.5),
 }
-"""What each of them weighs."""
+"""What ce, dice and focal weigh in each of them."""
 
 
 def _probability(logits: Tensor, target: Target) -> Tensor:

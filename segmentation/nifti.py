@@ -68,14 +68,20 @@ def read(path: Path) -> tuple[Array, Head]:
 
 def write(path: Path, values: Array, like: Path) -> Path:
     """Write whole numbers as uint8 where another file's volume lies; they have its shape."""
-    import nibabel
-
     with _explained(like):
         image = _load(like)
-        made = nibabel.Nifti1Image(values.astype(np.uint8).reshape(image.shape), image.affine)
-        made.header.set_zooms(image.header.get_zooms())
+        shape, affine = image.shape, image.affine
+    return save(path, values.astype(np.uint8).reshape(shape), affine)
+
+
+def save(path: Path, values: Array, affine: Array) -> Path:
+    """Write values; `affine` (4, 4) tells where their voxels lie, in mm."""
+    import nibabel
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(made, path)
+    image: Any = nibabel.Nifti1Image(values, affine)  # type: ignore[no-untyped-call]
+    image.header.set_xyzt_units("mm", "sec")
+    nibabel.save(image, path)
     return path
 
 

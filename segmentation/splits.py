@@ -107,7 +107,7 @@ def split(
     rest = {group: size for group, size in sizes.items() if group not in given}
     if len(sizes) < len(NAMES) or len(rest) < 2:
         raise DataError(f"{len(names)} samples in {len(sizes)} groups by {key}; three splits need at least 3 groups")
-    shares = [part / (1 - fractions[2]) for part in fractions[:2]] if given else fractions
+    shares = [round(part / (1 - fractions[2]), 9) for part in fractions[:2]] if given else fractions
     owner = {**given, **_owners(rest, shares, seed)}
     dealt = {name: tuple(i for i, group in enumerate(groups) if owner[group] == name) for name in NAMES}
     splits = Splits(**dealt, seed=seed, key=key, names=tuple(names), groups=tuple(groups))

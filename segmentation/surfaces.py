@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,8 +107,11 @@ def _of_class(
     from monai.metrics.surface_dice import compute_surface_dice
 
     one, other = (torch.from_numpy(np.ascontiguousarray(each))[None, None] for each in (predicted, mask))
-    hd95 = compute_hausdorff_distance(one, other, include_background=True, percentile=PERCENTILE, spacing=spacing)
-    nsd = compute_surface_dice(one, other, [tolerance], include_background=True, spacing=spacing)
+    with warnings.catch_warnings():
+        # MONAI 1.6 calls itself in a way that it has deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        hd95 = compute_hausdorff_distance(one, other, include_background=True, percentile=PERCENTILE, spacing=spacing)
+        nsd = compute_surface_dice(one, other, [tolerance], include_background=True, spacing=spacing)
     return float(hd95), float(nsd)
 
 

@@ -618,7 +618,7 @@ def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> tuple[float, float]:
-    """Run one epoch of steps; return the loss's mean over images, and its deviation over the batches of all ranks."""
+    """Run one epoch of steps; return the loss's mean over images, and its deviation over batches."""
     loop.model.train()
     every = 1 if loop.device.type == "cpu" else STEPS_BETWEEN_CHECKS_ON_GPU
     losses: list[Tensor] = []
@@ -637,17 +637,9 @@ def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> tuple[flo
     with clock("sync"):
         _check_finite(loop, losses[-(len(sizes) % every or every) :], len(sizes))
         values, weights = torch.stack(losses).double().cpu(), torch.tensor(sizes, dtype=torch.float64)
-        counted = values[weights > 0]
-        sums = [
-            (values * weights).sum(),
-            weights.sum(),
-            counted.sum(),
-            (counted**2).sum(),
-            (weights > 0).sum().double(),
-        ]
-        added, images, total, squares, batches_there = ranks.total(torch.stack(sums).to(loop.device)).tolist()
-    variance = squares / batches_there - (total / batches_there) ** 2
-    return float(added / images), math.sqrt(max(variance, 0.0))
+        # All ranks take the same steps: what they share is the sum, and the number of images, of each of them.
+        added, images = ranks.total(torch.stack([values * weights, weights]).to(loop.device)).cpu()
+    return float(added.sum() / images.sum()), float((added / images).std(correction=0))
 
 
 def _step(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: Clock) -> Tensor:

@@ -10,8 +10,17 @@ from segmentation.loading import generator
 from segmentation.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 
 MOVES = {"horizontal_flip": 1.0, "vertical_flip": 1.0, "rotate90": 1.0}
-WARPS = {"rotate_degrees": 30.0, "scale": 0.3, "translate": 0.2, "elastic": 3.0}
-COLOURS = {"brightness": 0.3, "brightness_factor": 0.3, "contrast": 0.3, "gamma": 0.5, "blur": 1.5, "noise": 0.2}
+WARPS = {"rotate_degrees": 30.0, "scale": 0.3, "translate": 0.2, "elastic": 3.0, "grid_distortion": 0.4}
+COLOURS = {
+    "brightness": 0.3,
+    "brightness_factor": 0.3,
+    "contrast": 0.3,
+    "gamma": 0.5,
+    "bias_field": 0.5,
+    "blur": 1.5,
+    "motion": 4.0,
+    "noise": 0.2,
+}
 
 
 def only(**changed):
@@ -24,8 +33,8 @@ def batch(count=6, size=16, channels=2):
 
 
 def test_every_amount_is_tried_here():
-    known = {field.name for field in dataclasses.fields(Augmentation)} - {"elastic_smoothness", "colour_probability"}
-    assert {*MOVES, *WARPS, *COLOURS} == known
+    known = {field.name for field in dataclasses.fields(Augmentation)} - {"elastic_smoothness"}
+    assert {*MOVES, *WARPS, *COLOURS} == {name for name in known if not name.endswith("_probability")}
 
 
 def test_nothing_asked_for_is_the_identity():
@@ -156,6 +165,8 @@ def test_quarter_turns_of_oblongs_are_refused():
         ("contrast", 2.0),
         ("brightness_factor", 2.0),
         ("colour_probability", 1.1),
+        ("noise_probability", 1.1),
+        ("grid_distortion", 1.0),
         ("noise", -0.1),
         ("elastic_smoothness", 0.5),
     ],
@@ -189,3 +200,47 @@ def test_changes_of_colour_come_with_their_probability(name, amount):
     assert 0.4 < changed.float().mean() < 0.6
     never, _ = only(**{name: amount}, colour_probability=0.0)(image, mask, generator(0))
     assert torch.equal(never, image)
+
+
+OWN = ("elastic", "grid_distortion", "gamma", "bias_field", "blur", "motion", "noise")
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_change_may_have_a_probability_of_its_own(name):
+    image, mask = batch(1)
+    image, mask = image.expand(400, -1, -1, -1), mask.expand(400, -1, -1)
+    amount = {**WARPS, **COLOURS}[name]
+    moved, _ = only(**{name: amount, f"{name}_probability": 0.3}, colour_probability=0.9)(image, mask, generator(0))
+    changed = (moved - image).abs().flatten(1).amax(1) > 1e-4
+    assert 0.22 < changed.float().mean() < 0.38
+
+
+def test_a_distorted_grid_keeps_the_edges_and_moves_its_lines_by_hand(monkeypatch):
+    """Cells of widths 1.5, 1, 1, 1, 0.5 out of five end at 0.3, 0.5, 0.7, 0.9 and 1 of the way."""
+    cells = torch.tensor([[1.5, 1.0, 1.0, 1.0, 0.5]])
+    moved = augmentation._stretched(cells, 10)[0] + (torch.arange(10) + 0.5) / 5 - 1
+    from_left = (moved + 1) / 2
+    expected = [0.075, 0.225, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.925, 0.975]
+    torch.testing.assert_close(from_left, torch.tensor(expected))
+
+
+def test_a_bias_field_is_smooth_and_multiplies_the_stored_values():
+    flat, mask = torch.full((8, 2, 33, 33), 3.0), torch.zeros(8, 33, 33, dtype=torch.int64)
+    augment = augmentation.build(dataclasses.replace(NONE, bias_field=0.5), black=(1.0,))
+    field = (augment(flat, mask, generator(0))[0] - 1) / 2
+    torch.testing.assert_close(field[:, 0], field[:, 1])
+    torch.testing.assert_close(field[..., 16, 16], torch.ones(8, 2))
+    fourth = field.log().diff(n=4, dim=-1)
+    assert fourth.abs().max() < 1e-4 < field.log().diff(n=1, dim=-1).abs().max()
+
+
+def test_motion_spreads_a_point_along_its_way(monkeypatch):
+    monkeypatch.setattr(augmentation, "_uniform", lambda count, generator: torch.zeros(count))
+    monkeypatch.setattr(torch, "rand", lambda *shape, **more: torch.ones(*shape))
+    point = torch.zeros(1, 1, 9, 9)
+    point[..., 4, 4] = 1
+    moved, _ = only(motion=2.0)(point, point[:, 0].long(), generator(0))
+    expected = torch.zeros(9)
+    expected[3:6] = 1 / 3
+    torch.testing.assert_close(moved[0, 0, 4], expected, atol=1e-5, rtol=0)
+    assert moved.sum() == pytest.approx(1, abs=1e-4)

@@ -354,3 +354,38 @@ def test_presence_is_the_binary_cross_entropy_of_what_an_image_has(multilabel):
     extra = loss(Outputs(logits, presence=presence), mask) - loss(logits, mask)
     expected = 0.3 * F.binary_cross_entropy_with_logits(presence[0], truth)
     torch.testing.assert_close(extra, torch.stack([expected, torch.zeros(())]), atol=1e-5, rtol=1e-4)
+
+
+def _reference(name, logits, mask):
+    """Return the formulas of the basic_UNet system, written out."""
+    probability, log = logits.softmax(1), logits.log_softmax(1)
+    hot = F.one_hot(mask, logits.shape[1]).permute(0, 3, 1, 2).float()
+    surprise = -(hot * log).sum(1)
+    overlap = (probability * hot)[:, 1:].sum((0, 2, 3))
+    both = probability[:, 1:].sum((0, 2, 3)) + hot[:, 1:].sum((0, 2, 3))
+    terms = {
+        "ce": surprise.mean(),
+        "dice": 1 - ((2 * overlap + 1e-6) / (both + 1e-6)).mean(),
+        "focal": (0.25 * (1 - (-surprise).exp()) ** 2 * surprise).mean(),
+    }
+    parts = {"ce_dice": (0.7, "ce", 0.3, "dice"), "dice_focal": (0.5, "dice", 0.5, "focal")}
+    if name in terms:
+        return terms[name]
+    first, one, second, other = parts[name]
+    return first * terms[one] + second * terms[other]
+
+
+@pytest.mark.row("P52")
+@pytest.mark.parametrize("name", ["ce", "dice", "ce_dice", "focal", "dice_focal"])
+def test_losses_by_name_are_the_formulas_of_basic_unet(name):
+    mask = random_mask(False, classes=4)
+    logits = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(3))
+    found = build(losses.named(name), multilabel=False)(logits, mask)
+    torch.testing.assert_close(found, _reference(name, logits, mask))
+
+
+@pytest.mark.row("P52")
+def test_an_unknown_name_of_a_loss_is_refused():
+    assert set(losses.NAMED) == {"ce", "dice", "ce_dice", "focal", "dice_focal"}
+    with pytest.raises(ValueError, match="got 'dise'; expected one of ce, dice"):
+        losses.named("dise")

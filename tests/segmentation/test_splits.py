@@ -58,6 +58,22 @@ def test_two_groups_cannot_make_three_splits():
         splits.split(list("abcd"), list("xxyy"), key="patient")
 
 
+@pytest.mark.row("P34")
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_given_for_testing_are_that_split_and_the_others_share_the_rest(seed):
+    names = [f"s{index}" for index in range(100)]
+    given = {f"s{index}" for index in range(20)}
+    made = splits.split(names, names, fractions=(0.6, 0.2, 0.2), seed=seed, test=given)
+    assert {names[index] for index in made.test} == given
+    assert (len(made.train), len(made.validation)) == (60, 20)
+    assert made.train != splits.split(names, names, fractions=(0.6, 0.2, 0.2), seed=seed + 9, test=given).train
+
+
+def test_one_group_beside_those_for_testing_cannot_make_two_splits():
+    with pytest.raises(DataError, match="at least 3 groups"):
+        splits.split(["a", "b", "c"], ["a", "b", "c"], test={"a", "b"})
+
+
 def test_fractions_must_sum_to_one():
     with pytest.raises(ValueError, match="fractions: got"):
         splits.split(list("abc"), list("abc"), fractions=(0.7, 0.2, 0.2))

@@ -140,6 +140,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         next(other)
 
 
+@pytest.mark.row("P55")
 def test_train_loss_is_the_mean_over_images_not_batches():
     def constant(epoch):
         image, mask = squares(5)
@@ -154,6 +155,34 @@ def test_train_loss_is_the_mean_over_images_not_batches():
 
     epoch = next(fit(QUICK, model=model, loss=loss, train_batches=constant, validate=lambda model: {}, meta={}))
     assert epoch.metrics["train_loss"] == pytest.approx((4 * 1 + 6) / 5)
+    assert epoch.metrics["train_loss_std"] == pytest.approx(2.5), "over the two batches, 1 and 6"
+
+
+@pytest.mark.row("P55")
+def test_peak_memory_is_reported_on_a_gpu_alone(monkeypatch):
+    assert training.PEAK not in next(run(QUICK)).metrics
+    assert training.PEAK not in training.reported(QUICK)
+    assert training.PEAK in training.reported(replace(QUICK, device="cuda:0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training.PEAK in training.reported(replace(QUICK, device="auto"))
+
+
+@pytest.mark.gpu
+@pytest.mark.row("P55")
+def test_peak_memory_of_an_epoch_is_that_of_the_epoch():
+    hog = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
+    del hog
+    epoch = next(run(replace(QUICK, device="cuda")))
+    assert epoch.metrics.keys() == {*training.reported(replace(QUICK, device="cuda")), "val_loss", "accuracy"}
+    assert 0 < epoch.metrics[training.PEAK] < 256
+
+
+@pytest.mark.row("P4")
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "poly", "onecycle", "warmup_cosine", "restarts", "none"])
+def test_every_schedule_changes_the_learning_rate_that_is_reported(schedule):
+    config = replace(QUICK, lr_schedule=schedule, plateau_patience=0, epochs=4)
+    rates = [each["lr"] for each in losses(run(config, validate=scripted([1.0, 1.0, 1.0, 1.0]), steps_per_epoch=2))]
+    assert (len(set(rates)) > 1) == (schedule != "none")
 
 
 @pytest.mark.row("A14")

@@ -53,7 +53,8 @@ class Data:
     percentiles: tuple[float, float] = (1.0, 99.0)
     """Each channel of a slice is clipped to these percentiles of its own and stretched to 0..1, before resizing."""
     patient: str = r"patient\d+"
-    """Pattern of what in a file's name is the patient, who stays in one split; other files are each their own."""
+    """Pattern of what in a file's name is the patient, who stays in one split; where it is not found, what stands
+    before _frame, or all of the name."""
     patients: int = 0
     """Use this many patients, the first by name; 0: all."""
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)

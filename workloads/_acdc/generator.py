@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from segmentation import nifti
 from workloads import _synthetic
 
 Plane = npt.NDArray[np.float64]
@@ -66,8 +67,6 @@ def ensure(config: Synthetic, cache: Path) -> Path:
 
 def write(config: Synthetic, root: Path) -> None:
     """Write a folder for each patient: two frames with their masks, and Info.cfg."""
-    import nibabel
-
     for number in range(1, config.patients + 1):
         name = f"patient{number:03d}"
         folder = root / name
@@ -77,9 +76,7 @@ def write(config: Synthetic, root: Path) -> None:
         for frame, systole in ((1, False), (last, True)):
             made = heart(config, number, systole=systole)
             for values, mark in ((made.image, ""), (made.mask, "_gt")):
-                image = nibabel.Nifti1Image(values, np.diag([*made.spacing, 1.0]))
-                image.header.set_xyzt_units("mm", "sec")
-                nibabel.save(image, folder / f"{name}_frame{frame:02d}{mark}.nii.gz")
+                nifti.save(folder / f"{name}_frame{frame:02d}{mark}.nii.gz", values, np.diag([*made.spacing, 1.0]))
 
 
 def heart(config: Synthetic, number: int, *, systole: bool) -> Frame:
@@ -121,7 +118,7 @@ def _chest(rng: np.random.Generator, rows: Plane, columns: Plane) -> Plane:
     for _ in range(BLOBS):
         at, width, height = rng.uniform(0, 1, 2), rng.uniform(0.04, 0.15), rng.uniform(0.1, 0.5)
         chest += height * np.exp(-((rows - at[0]) ** 2 + (columns - at[1]) ** 2) / (2 * width**2))
-    return np.clip(chest, 0, 0.6)
+    return np.asarray(np.clip(chest, 0, 0.6))
 
 
 def _bias(rng: np.random.Generator, rows: Plane, columns: Plane, amount: float) -> Plane:

@@ -181,8 +181,10 @@ def _refuse_lonely(root: Path, pictures: set[str], masks: set[str]) -> None:
 
 
 def _patient(name: str, pattern: str) -> str:
-    found = re.search(pattern, name) if pattern else None
-    return found.group() if found else name
+    if pattern and (found := re.search(pattern, name)):
+        return found.group()
+    frame = FRAME.match(name)
+    return frame["patient"] if frame else name
 
 
 def _with_phases(root: Path, volumes: Sequence[Volume]) -> Iterator[Volume]:
