@@ -229,6 +229,17 @@ def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Co
     return _model.restore(checkpoint, "pairs", Config, _without_weights, changes)
 
 
+def samples(config: Config) -> tuple[Samples, Splits]:
+    """Return the decoded data and who has which, for the export of a network."""
+    return dataset.load(config.data)
+
+
+def deployment(config: Config) -> dict[str, Any]:
+    """Return how an exported network is used."""
+    colours = tuple(drawing.CLASS_COLOURS[index % len(drawing.CLASS_COLOURS)] for index in range(config.data.classes))
+    return {"tile": config.data.tile, "overlap": config.overlap, "flips": config.flips, "colours": colours}
+
+
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
     network = networks.without_weights(config.network)
     return build_network(dataclasses.replace(config, network=network), record["in_channels"])

@@ -244,7 +244,7 @@ def _dice(
         threshold=told.threshold,
         ignore_index=ignore_index,
     )
-    scores = evaluation.summary(found, told.classes, multilabel=multilabel)
+    scores = evaluation.summary(found, told.classes, multilabel=multilabel, excluded=told.excluded)
     if multilabel:
         return scores.get("mean_dice"), None
     return scores.get("mean_dice_no_bg"), scores.get("mean_dice")
