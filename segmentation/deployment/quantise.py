@@ -2,6 +2,7 @@
 
 Weights are symmetric, one scale a channel, those of transposed convolutions too; activations have one scale a tensor,
 from the smallest and largest values seen on calibration images of the training split (QDQ format of onnxruntime).
+The head stays in float32: of logits in 256 steps many are equal, and equal ones all go to the first class.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from segmentation.deployment import DeploymentError, measure, onnx, require
 from segmentation.deployment.onnx import Description, Onnx, Session
 from segmentation.networks import cost
 from segmentation.training import Batch
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ def quantise(
             merged,
             made,
             reader,
+            nodes_to_exclude=_head(load_graph(merged).graph),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             reduce_range=reduce_range,
@@ -187,6 +191,21 @@ def _reader(calibration: Iterable[Tensor]) -> Any:
         yield from batches
 
     return type("Reader", (_Reader, CalibrationDataReader), {})(all_batches())
+
+
+def _head(graph: Any) -> list[str]:
+    """Return the names of the nodes between the last convolutions and the logits, those convolutions included."""
+    makers = {output: node for node in graph.node for output in node.output}
+    found: dict[str, Any] = {}
+    waiting = [each.name for each in graph.output]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is None or node.name in found:
+            continue
+        found[node.name] = node
+        if node.op_type not in WEIGHTED:
+            waiting += node.input
+    return list(found)
 
 
 def _tuned(

@@ -1,4 +1,4 @@
-"""An engine is built as TensorRT wants it, or one sentence says why not. Without a GPU a recording stands for TensorRT."""
+"""An engine is built as TensorRT wants it, or one sentence says why not; a recording stands for TensorRT."""
 
 from __future__ import annotations
 
