@@ -2,7 +2,8 @@
 
 Weights are symmetric, one scale a channel, those of transposed convolutions too; activations have one scale a tensor,
 from the smallest and largest values seen on calibration images of the training split (QDQ format of onnxruntime).
-The head stays in float32: of logits in 256 steps many are equal, and equal ones all go to the first class.
+The head stays in float32: of logits in 256 steps many are equal, and equal ones all go to the first class. So does
+normalisation that is no part of a convolution (group, instance, layer): it has few weights.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def quantise(
     require()
     from onnx import load as load_graph
     from onnxruntime import quantization
+    from onnxruntime.quantization.registry import QDQRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     record = onnx.read(source)
@@ -78,6 +80,7 @@ def quantise(
             merged,
             made,
             reader,
+            op_types_to_quantize=[name for name in QDQRegistry if not name.endswith("Normalization")],
             nodes_to_exclude=_head(load_graph(merged).graph),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
