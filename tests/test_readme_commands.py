@@ -32,6 +32,8 @@ SHORTER = {
     "python -m workloads lr pairs": " --set network.base=4 --out {runs}/lr",
     "python -m workloads evaluate pairs CHECKPOINT": " --out {runs}/evaluate",
     "python -m workloads predict pairs CHECKPOINT IMAGES": " --out {runs}/predict",
+    "python -m workloads cost pairs CHECKPOINT": " --out {runs}/cost",
+    "python -m workloads export pairs CHECKPOINT --int8": " --out {runs}/export",
     "python -m search predict pairs CHECKPOINT IMAGES --workers 2": " --out {runs}/sharded",
     "python -m workloads inspect pairs": " --out {runs}/inspect",
     "python -m workloads inspect pairs --set data.root=mine --set data.classes=2": " --out {runs}/inspect-mine",

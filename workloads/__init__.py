@@ -30,6 +30,13 @@ and, for `python -m workloads train`, if it wants
 
     def finish(folder) -> list[Path]              write what follows from a whole run; its folder holds best/ and last/
 
+and, for what makes a checkpoint ready to use (`python -m workloads export` and `cost`), if it has a network
+
+    def load(checkpoint, changes=None)            its Config, its network in evaluation, and its Normaliser
+    def samples(config) -> (Samples, Splits)      the decoded data: what int8 is calibrated by and scored on
+    def deployment(config) -> dict                if it wants: values of segmentation.deployment.onnx.Description that
+                                                  follow from its Config, such as tile, resize, threshold, colours
+
 Each makes `out_dir` if it is missing. `python -m workloads` is the way to use one without a search.
 """
 

@@ -1,4 +1,4 @@
-"""Train, evaluate, predict or inspect one configuration of a workload: no search, no Ray.
+"""Train, evaluate, predict, inspect or export one configuration of a workload: no search, no Ray.
 
 Results go to stdout, logs to stderr; the exit code is 0 when done, 1 when it failed, 2 for bad input.
 """
@@ -23,6 +23,7 @@ import configuration
 import durable
 import workloads
 from configuration import ConfigError
+from segmentation.deployment import DeploymentError
 from segmentation.epoch import DataError, Evaluation, NoFallError, NonFiniteError
 from workloads import WorkloadError, _run
 from workloads._run import RunError
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     except OSError as error:
         return _fail(_os_problem(error, given), BAD_INPUT)
-    except (WorkloadError, ConfigError, DataError, RunError) as error:
+    except (WorkloadError, ConfigError, DataError, DeploymentError, RunError) as error:
         return _fail(error, BAD_INPUT)
     except ValueError as error:
         if not _names_a_value(error, given.name):
@@ -142,20 +143,46 @@ def inspect(given: argparse.Namespace) -> None:
         print(path)
 
 
+def export(given: argparse.Namespace) -> None:
+    """Write a checkpoint's network as model.onnx, in int8 and as an engine where asked, and print the paths."""
+    from workloads import _deploy  # here, because PyTorch takes seconds that `list` need not pay
+
+    workload, checkpoint = workloads.load(given.name), _run.checkpoint(given.checkpoint)
+    ready = _deploy.ready(given.name, workload, checkpoint, _values(given))
+    wanted = {"int8": given.int8, "qat_steps": given.qat, "engine": given.tensorrt, "split": given.split}
+    written = _deploy.export(ready, _out(given), **wanted)
+    for path in written:
+        if path.suffix == ".md":
+            logger.info("%s", path.read_text(encoding="utf-8"))
+        print(path)
+
+
+def cost(given: argparse.Namespace) -> None:
+    """Print what a checkpoint's network costs: parameters, GMACs, latency, peak memory; cost.json says how counted."""
+    from segmentation.deployment import measure
+    from workloads import _deploy
+
+    workload, checkpoint = workloads.load(given.name), _run.checkpoint(given.checkpoint)
+    sizes = {"size": given.size, "threads": given.threads}
+    found = _deploy.cost(given.name, workload, checkpoint, _values(given), **sizes)
+    durable.write_json(_out(given) / "cost.json", {"costs": [each.to_dict() for each in found]})
+    print("\n\n".join(measure.table(measure.rows(each)) for each in found))
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workloads", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for function in (list_, train, lr, evaluate, predict, inspect):
+    for function in (list_, train, lr, evaluate, predict, inspect, export, cost):
         name, text = function.__name__.rstrip("_"), function.__doc__
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=function)
         nargs = "?" if function is list_ else None
         command.add_argument("name", metavar="NAME", nargs=nargs, help="workload; `list` shows them")
         text = "value of the workload's Config; preset=NAME starts from one of its presets"
-        if function in (evaluate, predict):
+        if function in (evaluate, predict, export, cost):
             text = "value of the Config that is another than in training, such as batch sizes, precision or data"
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
-        if function in (evaluate, predict):
+        if function in (evaluate, predict, export, cost):
             text = "folder of a checkpoint, a model or a run"
             command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=text)
         if function is not list_:
@@ -175,6 +202,19 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     text = "what to score on (default: test)"
     commands["evaluate"].add_argument("--split", choices=SPLITS, default="test", help=text)
     commands["predict"].add_argument("source", metavar="IMAGES", type=Path, help="an image, or a folder of images")
+    text = "write model_int8.onnx too, and what it loses and gains as quantisation.csv and .md"
+    commands["export"].add_argument("--int8", action="store_true", help=text)
+    text = "steps of quantisation-aware training for model_int8_qat.onnx; implies --int8"
+    commands["export"].add_argument("--qat", type=_count, default=0, metavar="STEPS", help=text)
+    text = "build an engine on this machine's GPU too (default: fp16)"
+    precisions = ("fp32", "fp16", "int8")
+    commands["export"].add_argument("--tensorrt", nargs="?", const="fp16", choices=precisions, help=text)
+    text = "what int8 is scored on (default: test); calibration images are of the training split"
+    commands["export"].add_argument("--split", choices=SPLITS, default="test", help=text)
+    text = "side of a square image in pixels (default: as the workload's samples)"
+    commands["cost"].add_argument("--size", type=_side, metavar="PIXELS", help=text)
+    text = "threads of the CPU (default: 1)"
+    commands["cost"].add_argument("--threads", type=_count, default=1, metavar="THREADS", help=text)
 
 
 def _add_backbones(command: argparse.ArgumentParser) -> None:
@@ -194,6 +234,12 @@ def _side(text: str) -> int:
 def _steps(text: str) -> int:
     if not text.isdigit() or int(text) < 10:
         raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of steps, at least 10")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number, at least 1")
     return int(text)
 
 

@@ -295,6 +295,17 @@ def scan(config: Config, searched: Mapping[str, Sequence[float]], out_dir: Path)
     return _sensitivity.scan(config, _job(config, samples, made, normaliser), searched, out_dir)
 
 
+def samples(config: Config) -> tuple[Samples, Splits]:
+    """Return the decoded data and who has which, for the export of a network."""
+    return dataset.load(config.data)
+
+
+def deployment(config: Config) -> dict[str, Any]:
+    """Return how an exported network is used."""
+    colours = tuple(drawing.CLASS_COLOURS[index % len(drawing.CLASS_COLOURS)] for index in range(config.data.classes))
+    return {"tile": config.data.tile, "overlap": config.overlap, "flips": config.flips, "colours": colours}
+
+
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
     network = networks.without_weights(config.network)
     model = build_network(dataclasses.replace(config, network=network), record["in_channels"])

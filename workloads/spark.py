@@ -361,6 +361,16 @@ def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Co
     return _model.restore(checkpoint, "spark", Config, _without_weights, changes)
 
 
+def samples(config: Config) -> tuple[Samples, Splits]:
+    """Return the decoded data and who has which, for the export of a network."""
+    return dataset.load_once(config.data)
+
+
+def deployment(config: Config) -> dict[str, Any]:
+    """Return how an exported network is used."""
+    return {"resize": config.data.target_size, "flips": config.flips, "colours": COLOURS}
+
+
 def _load_original(path: Path, changes: Mapping[str, Any]) -> tuple[Config, nn.Module, Normaliser]:
     """Load a model that tells its network alone: the rest is the original's, but for the test split.
 

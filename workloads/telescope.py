@@ -339,6 +339,17 @@ def load(
     return _model.restore(checkpoint, "telescope", Config, lambda config, _: build_network(config), changes)
 
 
+def samples(config: Config) -> tuple[Samples, Splits]:
+    """Return the decoded data and who has which, for the export of a network."""
+    return dataset.load(config.data, config.variant)
+
+
+def deployment(config: Config) -> dict[str, Any]:
+    """Return how an exported network is used."""
+    unused = () if config.variant == "withEL" or config.include_placeholder else (PLACEHOLDER,)
+    return {"threshold": config.threshold, "excluded": unused}
+
+
 def _train_batches(
     config: Config, model: nn.Module, samples: Samples, made: Splits, normaliser: normalisation.Normaliser
 ) -> Any:

@@ -132,7 +132,7 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
 
 def rows(found: Cost) -> list[tuple[str, str]]:
     """Return a cost as people read it."""
-    threads = f", {found.threads} threads" if found.threads else ""
+    threads = f", {found.threads} thread{'s' * (found.threads > 1)}" if found.threads else ""
     return [
         ("parameters", f"{found.parameters:,}"),
         ("GMACs", f"{found.macs / 1e9:.4f}  (1 MAC = 2 FLOPs)"),

@@ -31,6 +31,7 @@ import durable
 from segmentation import checkpoints, normalisation, prediction
 from segmentation.deployment import DeploymentError, require
 from segmentation.normalisation import Normaliser
+from segmentation.samples import IMAGE_TYPES
 
 FORMAT = 1
 KEY = "segmentation"
@@ -71,6 +72,8 @@ class Description:
     """How much tiles overlap, as a part of their side."""
     flips: bool = False
     """Whether probabilities are averaged over mirror images."""
+    excluded: tuple[str, ...] = ()
+    """Classes that stand for nothing: they have a channel, and count in no mean."""
     colours: tuple[tuple[int, int, int], ...] = ()
     """RGB of each class; empty: none in particular."""
     checkpoint_sha256: str | None = None
@@ -236,8 +239,11 @@ class Onnx:
     def _refuse(self, image: Array) -> None:
         told, size = self.description, self.record.get("size")
         came = f"{image.dtype} {image.shape}"
-        if image.ndim != 3 or len(image) != told.in_channels or image.dtype.name != told.stored:
-            raise DeploymentError(f"image is {came}; expected {told.stored} ({told.in_channels}, H, W), as stored")
+        # Percentiles stretch whatever there is; all other scalings are of the type that was learned from.
+        kinds = IMAGE_TYPES if told.normaliser.method == "percentile" else (told.stored,)
+        if image.ndim != 3 or len(image) != told.in_channels or image.dtype.name not in kinds:
+            expected = f"{' or '.join(kinds)} ({told.in_channels}, H, W), as stored"
+            raise DeploymentError(f"image is {came}; expected {expected}")
         seen = [told.resize] * 2 if told.resize else [min(told.tile or side, side) for side in image.shape[1:]]
         if size and seen != size:
             raise DeploymentError(f"image is {came}; this network takes no other height and width than {size}")
@@ -306,7 +312,7 @@ def _strip(graph: Any) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's progress and advice to itself; what it cannot do it raises."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     try:
         for logger in loggers:

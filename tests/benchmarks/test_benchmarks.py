@@ -27,6 +27,7 @@ KEYS = {
     "gang_stop": {"reusable_p95_s", "left_over"},
     "gang_wall": {"ours_over_stock"},
     "gang_memory": {"control_mib_per_trial", "growth_after_50"},
+    "int8": {"size_ratio", "dice_loss"},
 }
 NAMES = benchmarks.names()
 
