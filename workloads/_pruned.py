@@ -261,15 +261,28 @@ def start(config: PrunableConfig, job: Job, resume: Path | None) -> Begun:
     return dataclasses.replace(begun, record={**begun.record, "constants": constants})
 
 
-def with_constants(epoch: Epoch, begun: Begun) -> Epoch:
-    """Return the epoch, its metrics with those that do not change, its checkpoint with the plan beside it."""
+def validator(job: Job, begun: Begun) -> Callable[[nn.Module], dict[str, float]]:
+    """Return what an epoch reports of a network: its scores on the validation split, and what does not change."""
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        scores = {f"val_{name}": value for name, value in job.score(model, "validation").items()}
+        return {**scores, **begun.record["constants"]}
+
+    return validate
+
+
+def with_plan(epoch: Epoch, begun: Begun) -> Epoch:
+    """Return the epoch, its checkpoint with the plan beside it where there is one."""
+    if begun.plan is None:
+        return epoch
+    made = begun.plan
 
     def save(folder: Path) -> None:
         epoch.save(folder)
-        if begun.plan is not None and ranks.place()[0] == 0:
-            plan.write(folder / plan.FILE, begun.plan)
+        if ranks.place()[0] == 0:
+            plan.write(folder / plan.FILE, made)
 
-    return dataclasses.replace(epoch, metrics={**epoch.metrics, **begun.record["constants"]}, save=save)
+    return dataclasses.replace(epoch, save=save)
 
 
 def reported(config: PrunableConfig) -> dict[str, str]:
@@ -298,6 +311,13 @@ def evaluated(checkpoint: Path, config: PrunableConfig, model: nn.Module, job: J
         logger.warning("%s: no scores from before training, since its parent is gone (%s)", checkpoint, error)
         return found
     return found | _scores_before(config, before, job, split)
+
+
+def sizes(told: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many numbers the network had and has, from what an evaluation tells or from a checkpoint's record."""
+    now = told["params"] if "params" in told else told["constants"]["params"]
+    before = told.get("parent_params", told.get("pruned", {}).get("parent_params", now))
+    return {"original": int(before), **({"pruned": int(now)} if before != now else {})}
 
 
 def _scores_before(config: PrunableConfig, model: nn.Module, job: Job, split: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
 run.json         workload, every value of its Config, the metric that `best` goes by, the data's manifest
 metrics.jsonl    a line for each epoch
 best/, last/     checkpoint folders: one to use, one to go on from
-epoch_N/         that of one epoch, kept for good, where the Config has a save_interval
+epoch_N/         that of one epoch, kept for good, where the Config has a rewind_epoch
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _keep(run: Run, epoch: Epoch, lines: list[dict[str, Any]], best: bool) -> No
     """Write what an epoch gave, `last` at the end: a run that goes on from it knows all epochs up to it."""
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
     durable.write(run.folder / METRICS_FILE, text)
-    kept = epoch.number == getattr(run.config, "save_interval", 0)
+    kept = epoch.number == getattr(run.config, "rewind_epoch", 0)
     for name in [BEST] * best + [f"epoch_{epoch.number}"] * kept + [LAST]:
         _save(epoch, run.folder / name)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,21 +40,44 @@ from segmentation.augmentation import Augmentation
 from segmentation.epoch import DataError, Epoch, Evaluation
 from segmentation.losses import Loss
 from segmentation.metrics import Convention
-from segmentation.networks import Network, cost
+from segmentation.networks import Network
 from segmentation.normalisation import Normalise, Normaliser
 from segmentation.prediction import FlipAverage
 from segmentation.samples import Samples
 from segmentation.splits import Splits
-from segmentation.training import TrainingConfig
-from workloads import _model
+from segmentation.training import Parts
+from workloads import _model, _pruned, _sensitivity
 from workloads._acdc import dataset, reader, summary
 from workloads._acdc.dataset import Data
 from workloads._acdc.generator import Synthetic
 from workloads._pairs import figures
 from workloads._pairs.dataset import with_channels
+from workloads._pruned import PrunableConfig
 
-__all__ = ["Config", "evaluate", "finish", "inspect", "metrics", "predict", "prepare", "sources", "train"]
+__all__ = [
+    "FACTS",
+    "TABLE",
+    "UNINHERITED",
+    "Config",
+    "check",
+    "evaluate",
+    "facts",
+    "finish",
+    "inspect",
+    "metrics",
+    "parts",
+    "predict",
+    "prepare",
+    "samples",
+    "scan",
+    "sources",
+    "train",
+]
 
+WORKLOAD = "acdc"
+UNINHERITED = _pruned.UNINHERITED
+FACTS = _pruned.FACTS
+TABLE = _pruned.TABLE
 CONVENTION = Convention()
 SHOWN = 4
 # Albumentations' elastic transform with alpha 8 and sigma 5 shifts pixels by 8 / sqrt(3) / (2 sqrt(pi) 5) = 0.26 of
@@ -82,7 +105,7 @@ REFERENCE_AUGMENTATION = Augmentation(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(PrunableConfig):
     """Everything that can be set."""
 
     data: Data = field(default_factory=Data)
@@ -93,8 +116,6 @@ class Config(TrainingConfig):
         default_factory=lambda: Augmentation(vertical_flip=0, rotate90=0, rotate_degrees=15, scale=0.15, gamma=0.2)
     )
     """How training samples are varied."""
-    network: Network = field(default_factory=Network)
-    """Which network, and how large."""
     loss: Loss = field(default_factory=lambda: losses.named("ce_dice"))
     """What is made small; see loss_function."""
     loss_function: Literal["", "ce", "dice", "ce_dice", "focal", "dice_focal"] = ""
@@ -110,13 +131,10 @@ class Config(TrainingConfig):
     """Whether evaluate scores outlines too, of each volume in mm (of a picture in its pixels): HD95, surface Dice."""
     surface_tolerance: float = 2.0
     """How far outlines may lie apart for the surface Dice, in mm or pixels."""
-    save_interval: int = 0
-    """`python -m workloads train` keeps the checkpoint of this epoch for good, as epoch_N: a place to rewind to. 0: of
-    none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        training.check_least(self, 0, "loader_workers", "surface_tolerance", "save_interval")
+        training.check_least(self, 0, "loader_workers", "surface_tolerance")
         training.check_least(self, 1, "evaluation_batch")
         _model.check_class_weights(self.loss_used.class_weights, self.data.classes)
 
@@ -146,7 +164,7 @@ class Config(TrainingConfig):
             precision="fp32",
             deterministic=True,
             seed=42,
-            save_interval=5,
+            rewind_epoch=5,
         )
 
     @classmethod
@@ -166,7 +184,7 @@ def metrics(config: Config) -> dict[str, str]:
     """Return what an epoch reports and which way is better."""
     names = dataset.class_names(config.data)
     scores = {f"val_{name}": "max" for name in evaluation.conventions(names, CONVENTION, multilabel=False)}
-    rest = {"val_loss": "min", "val_loss_std": "min", **training.reported(config), "gmacs": "min", "params": "min"}
+    rest = {"val_loss": "min", "val_loss_std": "min", **training.reported(config), **_pruned.reported(config)}
     return {"val_mean_dice_no_bg": "max", **scores, **rest}
 
 
@@ -179,8 +197,10 @@ def prepare(config: Config) -> dict[str, Any]:
             that needs what is not installed.
     """
     strategy.check(config.strategy)
-    build_network(config, config.data.in_channels)
-    price_of(config)
+    config = _pruned.inherited(config, WORKLOAD)
+    blank = _blank(config)
+    _model.macs_of(blank.build(), *blank.shape, config.network)
+    _pruned.check(config, blank)
     return dataset.manifest(config.data, *dataset.load(config.data))
 
 
@@ -191,22 +211,31 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         DataError: if the data, or a checkpoint to start from, cannot be used.
         NonFiniteError: if a loss becomes nan or infinite.
     """
+    config = _pruned.inherited(config, WORKLOAD)
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    training.seed_everything(config.seed)
+    job = _job(config, samples, made, normaliser)
+    begun = _begun(config, job, resume)
     names, synthetic = dataset.class_names(config.data), not config.data.root
     for epoch in training.fit(
         config,
-        model=build_network(config, config.data.in_channels),
-        loss=losses.build(config.loss_used, multilabel=False),
-        train_batches=_model.training_batches(config, samples, made, normaliser),
-        validate=_validator(config, samples, made, normaliser),
+        **vars(_parts(config, samples, made, normaliser, begun)),
+        validate=_pruned.validator(job, begun),
         draw=functools.partial(_draw_strips, samples, made.validation, normaliser),
-        meta=_model.meta("acdc", config, names, normaliser, synthetic=synthetic),
+        meta={**_model.meta(WORKLOAD, config, names, normaliser, synthetic=synthetic), **begun.record},
         resume=resume,
         steps_per_epoch=_model.steps_per_epoch(config, made),
     ):
-        yield _model.with_splits(epoch, made)
+        yield _model.with_splits(_pruned.with_plan(epoch, begun), made)
+
+
+def parts(config: Config) -> Parts:
+    """Return the network as it begins, its loss and its training batches."""
+    config = _pruned.inherited(config, WORKLOAD)
+    samples, made = dataset.load(config.data)
+    normaliser = normalisation.build(config.normalise, samples, made.train)
+    begun = _begun(config, _job(config, samples, made, normaliser))
+    return _parts(config, samples, made, normaliser, begun)
 
 
 def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
@@ -226,7 +255,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
         found = _score(config, model, samples, indices, normaliser, predicted if config.surfaces else None)
         drawn = _draw(config, model, samples, indices, normaliser, out_dir)
         outlines = _model.outlines(samples, predicted, config.data.classes, config.surface_tolerance)
-    price = price_of(config)
+        price = _pruned.evaluated(checkpoint, config, model, _job(config, samples, made, normaliser), split)
     scored = evaluation.evaluation(
         found,
         [made.groups[index] for index in found.index],
@@ -238,7 +267,6 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
             "group_key": made.key,
             "synthetic": not config.data.root,
             "flips": config.flips,
-            **price,
         },
     )
     if outlines:
@@ -248,7 +276,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     told = {"checkpoint": str(checkpoint), "metrics": scored.metrics}
     written = [
         summary.write_metrics(out_dir, scored, names),
-        summary.write_summary(out_dir, "eval", original=int(price["params"]), more=told),
+        summary.write_summary(out_dir, "eval", **_pruned.sizes(price), more=told),
     ]
     files = (*drawn, *curves, *(path.name for path in written))
     return dataclasses.replace(scored, metrics={**scored.metrics, **price}, figures=files)
@@ -269,7 +297,7 @@ def finish(folder: Path) -> list[Path]:
     return [
         summary.write_run_metrics(folder, best, last),
         *(folder / name for name in (*curves, *drawn)),
-        summary.write_summary(folder, "train", original=int(price_of(config)["params"]), more=told),
+        summary.write_summary(folder, "prune" if "pruned" in meta else "train", **_pruned.sizes(meta), more=told),
     ]
 
 
@@ -333,47 +361,79 @@ def build_network(config: Config, in_channels: int) -> nn.Module:
     return networks.build(config.network, in_channels, config.data.classes)
 
 
-def price_of(config: Config) -> dict[str, float]:
-    """Return what a network costs: GMACs of one slice, and how many numbers it has."""
-    data = config.data
-    return dict(_price(networks.without_weights(config.network), data.in_channels, data.classes, data.size))
-
-
 def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Config, nn.Module, Normaliser]:
     """Return a checkpoint's configuration with its changes, its network on the configured device, and how it scales.
 
     Raises:
         DataError: if a file is missing or damaged, or the checkpoint is another workload's.
     """
-    return _model.restore(checkpoint, "acdc", Config, _without_weights, changes)
+    return _model.restore(checkpoint, WORKLOAD, Config, _without_weights, changes)
 
 
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
     network = networks.without_weights(config.network)
-    return build_network(dataclasses.replace(config, network=network), config.data.in_channels)
+    model = build_network(dataclasses.replace(config, network=network), config.data.in_channels)
+    return _pruned.restored(model, record, config.data.in_channels)
 
 
-@functools.cache
-def _price(network: Network, channels: int, classes: int, size: int) -> dict[str, float]:
-    """Build the network without weights, and run an image without pixels through it; no random number is drawn."""
-    with torch.device("meta"):
-        model = networks.build(network, channels, classes)
-    macs = _model.macs_of(model, channels, size, size, network)
-    return {"gmacs": macs / 1e9, "params": float(cost.parameters(model))}
+def samples(config: Config) -> tuple[Samples, Splits]:
+    """Return the decoded data: what int8 is calibrated by and scored on."""
+    return dataset.load(config.data)
 
 
-def _validator(
-    config: Config, samples: Samples, made: Splits, normaliser: Normaliser
-) -> Callable[[nn.Module], dict[str, float]]:
+def check(config: Config) -> None:
+    """Refuse what no training could change, such as a block to prune that the network lacks; raises ValueError."""
+    config = _pruned.inherited(config, WORKLOAD)
+    _pruned.check(config, _blank(config))
+
+
+def facts(config: Config) -> dict[str, float]:
+    """Return params, macs and gmacs of the network that a training of this config would have, and of its parent's."""
+    config = _pruned.inherited(config, WORKLOAD)
+    return _pruned.facts(config, _blank(config))
+
+
+def scan(config: Config, searched: Mapping[str, Sequence[float]], out_dir: Path) -> dict[str, Any]:
+    """Try how far the parent can be pruned, one value at a time and without training; see workloads._sensitivity."""
+    config = _pruned.inherited(config, WORKLOAD)
+    samples, made = dataset.load(config.data)
+    normaliser = normalisation.build(config.normalise, samples, made.train)
+    return _sensitivity.scan(config, _job(config, samples, made, normaliser), searched, out_dir)
+
+
+def _blank(config: Config) -> _pruned.Blank:
+    """Return how the whole network is made, and for which images."""
+    data = config.data
+    build = functools.partial(build_network, config, data.in_channels)
+    return _pruned.Blank(build, (data.in_channels, data.size, data.size))
+
+
+def _job(config: Config, samples: Samples, made: Splits, normaliser: Normaliser) -> _pruned.Job:
+    """Return what is pruned, looked at and scored."""
     names = dataset.class_names(config.data)
 
-    def validate(model: nn.Module) -> dict[str, float]:
-        mine = ranks.shard(splits.indices(made, "validation"))
+    def score(model: nn.Module, split: str) -> dict[str, float]:
+        mine = ranks.shard(splits.indices(made, split))
         scores = evaluation.gather(_score(config, model, samples, mine, normaliser))
-        told = evaluation.summary(scores, names, multilabel=False, convention=CONVENTION, prefix="val_")
-        return {**told, "val_loss_std": float(scores.losses.std()), **price_of(config)}
+        told = evaluation.summary(scores, names, multilabel=False, convention=CONVENTION)
+        return {**told, "loss_std": float(scores.losses.std())}
 
-    return validate
+    blank = _blank(config)
+    images = _model.first_images(config, samples, made, normaliser)
+    return _pruned.Job(blank.build, blank.shape, images, score)
+
+
+def _begun(config: Config, job: _pruned.Job, resume: Path | None = None) -> _pruned.Begun:
+    training.seed_everything(config.seed)
+    return _pruned.start(config, job, resume)
+
+
+def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normaliser, begun: _pruned.Begun) -> Parts:
+    return Parts(
+        model=begun.model,
+        loss=losses.build(config.loss_used, multilabel=False),
+        train_batches=_model.training_batches(config, samples, made, normaliser),
+    )
 
 
 def _score(

@@ -151,11 +151,12 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     config = _pruned.inherited(config, WORKLOAD)
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    begun = _begun(config, samples, made, normaliser, resume)
+    job = _job(config, samples, made, normaliser)
+    begun = _begun(config, job, resume)
     for epoch in training.fit(
         config,
         **vars(_parts(config, samples, made, normaliser, begun)),
-        validate=_validator(config, samples, made, normaliser),
+        validate=_pruned.validator(job, begun),
         draw=_drawer(config, samples, made.validation, normaliser),
         meta={
             **_model.meta(WORKLOAD, config, dataset.class_names(config.data), normaliser, synthetic=False),
@@ -165,7 +166,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         resume=resume,
         steps_per_epoch=_model.steps_per_epoch(config, made),
     ):
-        yield _model.with_splits(_pruned.with_constants(epoch, begun), made)
+        yield _model.with_splits(_pruned.with_plan(epoch, begun), made)
 
 
 def parts(config: Config) -> Parts:
@@ -173,7 +174,8 @@ def parts(config: Config) -> Parts:
     config = _pruned.inherited(config, WORKLOAD)
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    return _parts(config, samples, made, normaliser, _begun(config, samples, made, normaliser))
+    begun = _begun(config, _job(config, samples, made, normaliser))
+    return _parts(config, samples, made, normaliser, begun)
 
 
 def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
@@ -332,11 +334,9 @@ def _job(config: Config, samples: Samples, made: Splits, normaliser: Normaliser)
     return _pruned.Job(blank.build, blank.shape, images, score)
 
 
-def _begun(
-    config: Config, samples: Samples, made: Splits, normaliser: Normaliser, resume: Path | None = None
-) -> _pruned.Begun:
+def _begun(config: Config, job: _pruned.Job, resume: Path | None = None) -> _pruned.Begun:
     training.seed_everything(config.seed)
-    return _pruned.start(config, _job(config, samples, made, normaliser), resume)
+    return _pruned.start(config, job, resume)
 
 
 def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normaliser, begun: _pruned.Begun) -> Parts:
@@ -345,13 +345,6 @@ def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normalise
         loss=losses.build(config.loss, multilabel=False, ignore_index=config.data.ignore_index),
         train_batches=_model.training_batches(config, samples, made, normaliser),
     )
-
-
-def _validator(
-    config: Config, samples: Samples, made: Splits, normaliser: Normaliser
-) -> Callable[[nn.Module], dict[str, float]]:
-    score = _job(config, samples, made, normaliser).score
-    return lambda model: {f"val_{name}": value for name, value in score(model, "validation").items()}
 
 
 def _score(
