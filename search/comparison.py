@@ -51,6 +51,7 @@ def lines(
 
     table: metrics of an evaluation to show, and their headings.
     """
+    table = shown(spec, table)
     by_name = {str(item["name"]): item for item in evaluations}
     front = {record.number for record in pareto(records, spec.objectives)}
     of_trial = {record.number: record for record in records}
@@ -66,8 +67,15 @@ def lines(
     return [*first, *order]
 
 
+def shown(spec: SearchSpec, table: Mapping[str, str]) -> dict[str, str]:
+    """Return the table without what is an objective anyway, and the same on both splits."""
+    objectives = {objective.metric for objective in spec.objectives}
+    return {key: heading for key, heading in table.items() if key not in objectives}
+
+
 def write(path: Path, spec: SearchSpec, found: Sequence[Line], table: Mapping[str, str]) -> Path:
     """Write the lines as CSV; what is unknown stays empty."""
+    table = shown(spec, table)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metric, searched = leaderboard.headline(spec), [parameter.name for parameter in spec.parameters]

@@ -150,6 +150,9 @@ def export(given: argparse.Namespace) -> None:
     workload, checkpoint = workloads.load(given.name), _run.checkpoint(given.checkpoint)
     ready = _deploy.ready(given.name, workload, checkpoint, _values(given))
     wanted = {"int8": given.int8, "qat_steps": given.qat, "engine": given.tensorrt, "split": given.split}
+    if given.beside:
+        other = _run.checkpoint(given.beside)
+        wanted["beside"] = _deploy.ready(given.name, workload, other, _values(given))
     written = _deploy.export(ready, _out(given), **wanted)
     for path in written:
         if path.suffix == ".md":
@@ -211,6 +214,8 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     commands["export"].add_argument("--tensorrt", nargs="?", const="fp16", choices=precisions, help=text)
     text = "what int8 is scored on (default: test); calibration images are of the training split"
     commands["export"].add_argument("--split", choices=SPLITS, default="test", help=text)
+    text = "another checkpoint for the table of int8, such as the parent of a pruned one"
+    commands["export"].add_argument("--beside", type=Path, metavar="CHECKPOINT", help=text)
     text = "side of a square image in pixels (default: as the workload's samples)"
     commands["cost"].add_argument("--size", type=_side, metavar="PIXELS", help=text)
     text = "threads of the CPU (default: 1)"

@@ -98,11 +98,19 @@ def ready(name: str, workload: ModuleType, checkpoint: Path, changes: Mapping[st
 
 
 def export(
-    given: Ready, out: Path, *, int8: bool, qat_steps: int, engine: tensorrt.Precision | None, split: str
+    given: Ready,
+    out: Path,
+    *,
+    int8: bool,
+    qat_steps: int,
+    engine: tensorrt.Precision | None,
+    split: str,
+    beside: Ready | None = None,
 ) -> list[Path]:
     """Write model.onnx and what else is asked for; return the paths.
 
     qat_steps: 0: no quantisation-aware training.
+    beside: another checkpoint for the table of int8, such as the parent of a pruned one; its files are beside_... .
 
     Raises:
         DeploymentError: where something is not installed or not there, before anything is written.
@@ -115,7 +123,7 @@ def export(
         onnx.export(given.model, out / "model.onnx", given.description, height=height, width=width)
         written = [out / "model.onnx", out / "model.json"]
     else:
-        written = _quantised(given, out, qat_steps, split)
+        written = _quantised(given, out, qat_steps, split, beside)
     return [*written, *(_engine(given, out, engine) if engine else [])]
 
 
@@ -142,14 +150,16 @@ def cost(
     return [measure.measure(model, *shape, device=device, threads=threads) for device in devices]
 
 
-def _quantised(given: Ready, out: Path, qat_steps: int, split: str) -> list[Path]:
-    _model.refuse_seen(given.checkpoint, given.made)
+def _quantised(given: Ready, out: Path, qat_steps: int, split: str, beside: Ready | None) -> list[Path]:
+    networks = {"model": given, **({"beside": beside} if beside else {})}
+    for each in networks.values():
+        _model.refuse_seen(each.checkpoint, given.made)
     height, width = given.size
     tune = functools.partial(_tuned, given, qat_steps) if qat_steps else None
     with splits.test_split_open():
         indices = splits.indices(given.made, split)
         rows = quantise.compare(
-            {"model": given.model},
+            {name: each.model for name, each in networks.items()},
             out,
             given.description,
             calibration=given.calibration,
@@ -159,7 +169,8 @@ def _quantised(given: Ready, out: Path, qat_steps: int, split: str) -> list[Path
             ignore_index=given.ignore_index,
             tune=tune,
         )
-    names = ["model", "model_int8", *["model_int8_qat"] * bool(qat_steps)]
+    kinds = ["", "_int8", *["_int8_qat"] * bool(qat_steps)]
+    names = [f"{name}{kind}" for name in networks for kind in kinds]
     files = [out / f"{name}{suffix}" for name in names for suffix in (".onnx", ".json")]
     return [*files, *quantise.write_table(rows, out, scored_on=split)]
 
@@ -167,7 +178,8 @@ def _quantised(given: Ready, out: Path, qat_steps: int, split: str) -> list[Path
 def _tuned(given: Ready, steps: int, model: nn.Module) -> nn.Module:
     of_epoch = _model.training_batches(given.config, given.samples, given.made, given.normaliser)
     endless = (batch for epoch in itertools.count(1) for batch in of_epoch(epoch))
-    loss = losses.build(given.config.loss, multilabel=given.multilabel, ignore_index=given.ignore_index)
+    used = getattr(given.config, "loss_used", given.config.loss)
+    loss = losses.build(used, multilabel=given.multilabel, ignore_index=given.ignore_index)
     logger.info("quantisation-aware training: %d steps", steps)
     return qat.finetune(model, endless, loss, steps=steps)
 
