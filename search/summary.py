@@ -27,6 +27,7 @@ def plan_text(plan: Plan) -> str:
         "search": f"{spec.name}, workload {spec.workload}, in {plan.paths.folder}{_ended(plan)}",
         "data": f"{samples}{'; SYNTHETIC' if plan.manifest.get('synthetic') else ''}",
         "objective": ", ".join(map(_objective, spec.objectives)),
+        "parent": _parent(spec),
         "parameters": "",
         **{f"  {parameter.name}": _parameter(parameter) for parameter in spec.parameters},
         "first trial": ", ".join(f"{name} {show(value)}" for name, value in plan.incumbent.items()),
@@ -94,6 +95,15 @@ def _parameter(parameter: Parameter) -> str:
         return f"one of {', '.join(map(show, parameter.choices))}{when}"
     scale = ", log" if parameter.log else f", step {parameter.step:g}" if parameter.step is not None else ""
     return f"{parameter.type} {show(parameter.low)} to {show(parameter.high)}{scale}{when}"
+
+
+def _parent(spec: SearchSpec) -> str:
+    parent = spec.parent
+    if not parent.wanted:
+        return ""
+    values = ", ".join(f"{name} {show(value)}" for name, value in parent.train.values.items())
+    source = parent.checkpoint or (f"the best of {parent.study}" if parent.study else f"trained first: {values}")
+    return f"{source}{'; how far it can be pruned is looked at' if parent.scan else ''}"
 
 
 def _stopping(spec: SearchSpec, epochs: int) -> str:

@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -24,6 +25,14 @@ def test_every_dependency_is_pinned_to_a_version_it_admits() -> None:
         assert requirement.specifier.contains(version, prereleases=True), (
             f"{requirement} is not {version}; run make lock"
         )
+
+
+@pytest.mark.row("P37")
+def test_the_packaging_says_which_python_and_pytorch_are_needed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {requirement.name: requirement.specifier for requirement in map(Requirement, project["dependencies"])}
+    assert project["requires-python"] == ">=3.11"
+    assert PINNED["torch"] in wanted["torch"] and "1.13" not in wanted["torch"]
 
 
 def test_every_pin_has_a_hash() -> None:

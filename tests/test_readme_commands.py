@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from tests.test_readme import COMMANDS, README, ROOT
+from workloads._acdc import generator as hearts
+from workloads._acdc.generator import Synthetic as Hearts
 from workloads._pairs.dataset import EMBEDDED
 from workloads._spark import generator as spacecraft
 from workloads._spark.generator import Synthetic as Spacecraft
@@ -45,6 +47,9 @@ SHORTER = {
     " --set parameters.data.target_size.choices=[64,96]"
     " --set parameters.network.encoder.choices=[resnet34]",
     "python tune.py --space spacecraft_pairs.yaml --set data.root=mine": " --runs {runs}/spacecraft-pairs --dry-run",
+    "python tune.py --space acdc_pruning.yaml --set data.root=/data/acdc": " --runs {runs}/acdc-pruning --dry-run",
+    "python tune.py --space acdc.yaml --set data.root=/data/acdc": " --runs {runs}/acdc --dry-run"
+    " --set data.size=64 --set parameters.network.base.choices=[4,8]",
     "python tune.py --space telescope.yaml --set data.root=/data/telescope": " --runs {runs}/telescope --dry-run",
 }
 """What is added to each command; a new one in the README has to be added here."""
@@ -65,6 +70,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         "mine": str(folder / "mine"),
         "/data/telescope": str(generator.ensure(Synthetic(samples=40), folder)),
+        "/data/acdc": str(hearts.ensure(Hearts(patients=10, slices=2, size=48), folder)),
         "/data/spark": str(spacecraft.ensure(Spacecraft(samples=40, size=64), folder)),
         "IMAGES": str(EMBEDDED / "images"),
         "runs": str(folder / "runs"),
@@ -76,7 +82,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run one command of the README with what makes it short."""
     text = command.replace("data.root=mine", f"data.root={places['mine']}")
-    for name in ("/data/telescope", "/data/spark", "IMAGES", "CHECKPOINT", "NAME"):
+    for name in ("/data/telescope", "/data/spark", "/data/acdc", "IMAGES", "CHECKPOINT", "NAME"):
         text = text.replace(name, places[name])
     text += SHORTER[command].format(**places)
     # What `source .venv/bin/activate` does.
