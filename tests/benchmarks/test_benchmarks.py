@@ -11,7 +11,7 @@ import pytest
 
 import benchmarks
 from benchmarks import __main__ as command
-from benchmarks import _results, _searches, _training, big_study, kills, scaling, trial_start
+from benchmarks import _results, _searches, _training, big_study, inheritance, kills, pruning, scaling, trial_start
 from search.record import StudyPaths, TrialRecord
 
 KEYS = {
@@ -27,6 +27,16 @@ KEYS = {
     "gang_stop": {"reusable_p95_s", "left_over"},
     "gang_wall": {"ours_over_stock"},
     "gang_memory": {"control_mib_per_trial", "growth_after_50"},
+    "pruning": {
+        "equivalence_max_abs",
+        "cases",
+        "unet64_params",
+        "pruned_params",
+        "unet64_macs",
+        "pruned_macs",
+    },
+    "inheritance": {"time_ratio_to_scratch"},
+    "latency": {"latency_ratio", "macs_ratio"},
     "int8": {"size_ratio", "dice_loss"},
 }
 NAMES = benchmarks.names()
@@ -204,3 +214,21 @@ def test_scaling_shows_time_and_efficiency_of_every_number_of_processes(monkeypa
 @pytest.mark.timeout(300)
 def test_two_processes_train_on_half_the_images_each() -> None:
     assert scaling._epoch_s("strong", 2, images=12, size=32, batch_size=4, epochs=2) > 0
+
+
+def test_hypervolumes_and_times_to_them_worked_by_hand() -> None:
+    points = [(10.0, 0.5, 0.2), (20.0, 0.8, 0.1), (30.0, 0.4, 0.6), (40.0, 0.1, 0.1)]
+    # 0.8 up to a tenth saved, 0.5 up to two, 0.4 up to six; the last point is dominated.
+    assert inheritance.hypervolume(points) == pytest.approx(0.8 * 0.1 + 0.5 * 0.1 + 0.4 * 0.4)
+    assert inheritance.hypervolume(points[:1]) == pytest.approx(0.1)
+    assert inheritance.seconds_to(points, 0.1) == 10.0
+    assert inheritance.seconds_to(points, 0.13) == 20.0
+    assert inheritance.seconds_to(points, inheritance.hypervolume(points)) == 30.0
+    assert inheritance.seconds_to(points, 0.9) == float("inf")
+
+
+def test_pruned_networks_of_the_benchmark_are_exact() -> None:
+    found = pruning.measure(cases=8)
+    assert found["equivalence_max_abs"] < 1e-5
+    assert (found["unet64_params"], found["pruned_params"]) == (31_036_676, 15_766_586)
+    assert (found["unet64_macs"], found["pruned_macs"]) == (48_104_472_576, 31_201_319_936)
