@@ -215,7 +215,8 @@ def restore(
     record = checkpoints.read_meta(checkpoint)
     if record.get("workload") != workload:
         raise DataError(f"{checkpoint}: made by workload {record.get('workload')!r}; expected {workload!r}")
-    config = configuration.replace(configuration.build(config_class, record["config"]), changes or {})
+    stored = configuration.without_retired(record["config"])
+    config = configuration.replace(configuration.build(config_class, stored), changes or {})
     model = build(config, record)
     checkpoints.load_weights(checkpoint, model)
     return config, to_use(model, config.device), normalisation.from_dict(record["normalise"])

@@ -158,7 +158,8 @@ def _read(given: str, identity: str) -> Parent:
     names = (checkpoints.META_FILE, checkpoints.WEIGHTS_FILE, checkpoints.REWIND_FILE)
     folder = cache.local_copy(Path(given), identity, names)
     record = checkpoints.read_meta(folder)
-    values = {key.removeprefix("network."): value for key, value in record["config"].items() if "network." in key}
+    stored = configuration.without_retired(record["config"])
+    values = {key.removeprefix("network."): value for key, value in stored.items() if key.startswith("network.")}
     return Parent(folder, record, checkpoints.load_tensors(folder), configuration.build(Network, values))
 
 
