@@ -20,6 +20,7 @@ from segmentation import checkpoints, losses, splits
 from segmentation.deployment import measure, onnx, qat, quantise, require, tensorrt
 from segmentation.deployment.measure import Cost
 from segmentation.deployment.onnx import Description
+from segmentation.networks.volume import Volumes
 from segmentation.normalisation import Normaliser
 from segmentation.samples import Samples
 from segmentation.splits import Splits
@@ -80,6 +81,10 @@ def ready(name: str, workload: ModuleType, checkpoint: Path, changes: Mapping[st
     """
     _need(name, workload)
     config, model, normaliser = workload.load(checkpoint, configuration.flatten(changes))
+    if isinstance(model, Volumes):
+        raise WorkloadError(
+            f"{checkpoint}: a network of volumes (network.dims 3); export takes networks of images only"
+        )
     samples, made = workload.samples(config)
     record = checkpoints.read_meta(checkpoint)
     first = made.train[0]
@@ -124,7 +129,7 @@ def cost(
 ) -> list[Cost]:
     """Return what a checkpoint's network costs on the CPU, and on the GPU where there is one.
 
-    size: side of the image; None: that of the workload's samples.
+    size: side of the image, of volumes of each slice; None: that of the workload's samples.
 
     Raises:
         WorkloadError: for a workload that does not tell how.
@@ -133,8 +138,9 @@ def cost(
     _need(name, workload)
     config, model, _ = workload.load(checkpoint, configuration.flatten(changes))
     if size:
-        channels = next(layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
-        shape = (channels, size, size)
+        channels = next(layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d))
+        slices = model.slices if isinstance(model, Volumes) else 1
+        shape = (channels, slices * size, size)
     else:
         samples, made = workload.samples(config)
         shape = samples.shape(made.train[0])
@@ -167,7 +173,8 @@ def _quantised(given: Ready, out: Path, qat_steps: int, split: str) -> list[Path
 def _tuned(given: Ready, steps: int, model: nn.Module) -> nn.Module:
     of_epoch = _model.training_batches(given.config, given.samples, given.made, given.normaliser)
     endless = (batch for epoch in itertools.count(1) for batch in of_epoch(epoch))
-    loss = losses.build(given.config.loss, multilabel=given.multilabel, ignore_index=given.ignore_index)
+    chosen = getattr(given.config, "loss_used", given.config.loss)
+    loss = losses.build(chosen, multilabel=given.multilabel, ignore_index=given.ignore_index)
     logger.info("quantisation-aware training: %d steps", steps)
     return qat.finetune(model, endless, loss, steps=steps)
 

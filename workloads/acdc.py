@@ -63,6 +63,7 @@ __all__ = [
     "UNINHERITED",
     "Config",
     "check",
+    "deployment",
     "evaluate",
     "facts",
     "finish",
@@ -400,6 +401,13 @@ def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
 def samples(config: Config) -> tuple[Samples, Splits]:
     """Return the decoded data: what int8 is calibrated by and scored on."""
     return dataset.load(config.data)
+
+
+def deployment(config: Config) -> dict[str, Any]:
+    """Return how an exported network is used, slice by slice."""
+    data = config.data
+    colours = tuple(drawing.CLASS_COLOURS[index % len(drawing.CLASS_COLOURS)] for index in range(data.classes))
+    return {"percentiles": data.percentiles, "resize": data.size, "flips": config.flips, "colours": colours}
 
 
 def check(config: Config) -> None:
