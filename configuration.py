@@ -32,6 +32,12 @@ T = TypeVar("T")
 
 PRESET = "preset"
 
+RETIRED = ("network.recompute",)
+"""Keys that stored configurations may have from when they were made, and that none has now, since without them every
+number is the same. network.recompute: computed the decoder of a UNet 3+ again to save memory, as checkpointing does for
+all of any network.
+"""
+
 
 class ConfigError(ValueError):
     """A value that a configuration refuses: which key, what came, what to write instead."""
@@ -83,6 +89,11 @@ def build(config_class: type[T], values: Mapping[str, Any]) -> T:
     preset = flat.pop(PRESET, None)
     base = config_class() if preset is None else _preset(config_class, preset)
     return replace(base, flat)
+
+
+def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dotted values of a stored configuration without what is no key any more."""
+    return {key: value for key, value in flatten(values).items() if key not in RETIRED}
 
 
 def replace(config: T, values: Mapping[str, Any]) -> T:

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 import durable
-from configuration import flatten
+from configuration import flatten, without_retired
 from search.errors import StudyError
 from search.record import StudyPaths
-from search.spec import SearchSpec
+from search.spec import Parent, SearchSpec
 
 FREE = ("search.trials", "search.wall_time_s", "search.slot_hours", "promotion", "evaluation", "tracking")
 """Parts that may change while a study goes on."""
@@ -71,8 +71,9 @@ def resolved(spec: SearchSpec, config: Mapping[str, Any], manifest: Mapping[str,
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return what differs between two resolved specs in the parts that may not change, in words."""
-    before, after = _frozen(old), _frozen(new)
-    keys = dict.fromkeys([*before, *after])
+    before, after = _frozen(_as_now(old)), _frozen(_as_now(new))
+    # A value of the Config that came later than the study has its default, or stands in fixed or parameters too.
+    keys = [key for key in dict.fromkeys([*before, *after]) if key in before or not _under(key, ("config",))]
     return [
         f"{key} was {before.get(key, 'absent')!r}, is now {after.get(key, 'absent')!r}"
         for key in keys
@@ -89,6 +90,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _as_now(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved spec, perhaps of a study made before, with the parts and keys that there are now."""
+    parts = {name: without_retired(old[name]) for name in ("config", "fixed") if name in old}
+    return {"parent": _plain(asdict(Parent())), **old, **parts}
 
 
 def _frozen(content: Mapping[str, Any]) -> dict[str, Any]:

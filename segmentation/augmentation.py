@@ -18,6 +18,8 @@ from torch import Generator, Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 
+from segmentation.networks.volume import to_volume
+
 Augmenter = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
 GRID_STEPS = 5
 """Cells of the distorted grid along each axis."""
@@ -100,12 +102,16 @@ class Augmentation:
 NONE = Augmentation(horizontal_flip=0, vertical_flip=0, rotate90=0)
 
 
-def build(config: Augmentation, black: Sequence[float] = (0.0,)) -> Augmenter:
+def build(config: Augmentation, black: Sequence[float] = (0.0,), slices: int = 0) -> Augmenter:
     """Return a function of image (B, C, H, W) float, mask (B, H, W) or (B, K, H, W) int64, and a generator.
 
     It returns new tensors of the same shapes and types, equal for equal generator states.
     black: what normalising makes of a stored 0, in each channel or in all.
+    slices: of volumes, which come as tall images, see `networks.volume`: all slices of one are changed alike.
     """
+    if slices:
+        of_slice = [value for value in black for _ in range(slices)] if len(black) > 1 else black
+        return functools.partial(_in_plane, build(config, of_slice), slices)
     steps = [step for step, on in _steps(config, black) if on]
 
     def augment(image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -114,6 +120,16 @@ def build(config: Augmentation, black: Sequence[float] = (0.0,)) -> Augmenter:
         return image, mask
 
     return augment
+
+
+def _in_plane(
+    augment: Augmenter, slices: int, image: Tensor, mask: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Change volumes, the slices of each as channels of one image."""
+    moved, moved_mask = augment(
+        to_volume(image, slices).flatten(1, 2), to_volume(mask, slices).flatten(1, -3), generator
+    )
+    return moved.reshape(image.shape), moved_mask.reshape(mask.shape)
 
 
 Step = Callable[[Augmentation, Tensor, Tensor, Generator], tuple[Tensor, Tensor]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segmentation import metrics
 from segmentation.metrics import Counts
-from segmentation.networks.volume import Volumes, to_image
+from segmentation.networks.volume import Volumes, to_image, to_volume
 
 
 @torch.inference_mode()
@@ -56,6 +56,12 @@ def predict_volume(
     found = sliding_window_inference(volume[None], sides, batch_size, probability, overlap=overlap, mode="gaussian")
     assert isinstance(found, Tensor)
     return found[0]
+
+
+def fullest(mask: Tensor, slices: int, *, ignore_index: int = 255) -> int:
+    """Return which slice of a volume shows most besides background, by its mask as a tall image (D * H, W)."""
+    shown = (mask != 0) & (mask != ignore_index)
+    return int(to_volume(shown, slices).sum((-2, -1)).argmax())
 
 
 def count(scores: Tensor, mask: Tensor, *, multilabel: bool, threshold: float = 0.5, ignore_index: int = 255) -> Counts:

@@ -20,6 +20,7 @@ from segmentation import checkpoints, losses, splits
 from segmentation.deployment import measure, onnx, qat, quantise, require, tensorrt
 from segmentation.deployment.measure import Cost
 from segmentation.deployment.onnx import Description
+from segmentation.networks.volume import Volumes
 from segmentation.normalisation import Normaliser
 from segmentation.samples import Samples
 from segmentation.splits import Splits
@@ -80,6 +81,10 @@ def ready(name: str, workload: ModuleType, checkpoint: Path, changes: Mapping[st
     """
     _need(name, workload)
     config, model, normaliser = workload.load(checkpoint, configuration.flatten(changes))
+    if isinstance(model, Volumes):
+        raise WorkloadError(
+            f"{checkpoint}: a network of volumes (network.dims 3); export takes networks of images only"
+        )
     samples, made = workload.samples(config)
     record = checkpoints.read_meta(checkpoint)
     first = made.train[0]
@@ -98,19 +103,11 @@ def ready(name: str, workload: ModuleType, checkpoint: Path, changes: Mapping[st
 
 
 def export(
-    given: Ready,
-    out: Path,
-    *,
-    int8: bool,
-    qat_steps: int,
-    engine: tensorrt.Precision | None,
-    split: str,
-    beside: Ready | None = None,
+    given: Ready, out: Path, *, int8: bool, qat_steps: int, engine: tensorrt.Precision | None, split: str
 ) -> list[Path]:
     """Write model.onnx and what else is asked for; return the paths.
 
     qat_steps: 0: no quantisation-aware training.
-    beside: another checkpoint for the table of int8, such as the parent of a pruned one; its files are beside_... .
 
     Raises:
         DeploymentError: where something is not installed or not there, before anything is written.
@@ -123,7 +120,7 @@ def export(
         onnx.export(given.model, out / "model.onnx", given.description, height=height, width=width)
         written = [out / "model.onnx", out / "model.json"]
     else:
-        written = _quantised(given, out, qat_steps, split, beside)
+        written = _quantised(given, out, qat_steps, split)
     return [*written, *(_engine(given, out, engine) if engine else [])]
 
 
@@ -132,7 +129,7 @@ def cost(
 ) -> list[Cost]:
     """Return what a checkpoint's network costs on the CPU, and on the GPU where there is one.
 
-    size: side of the image; None: that of the workload's samples.
+    size: side of the image, of volumes of each slice; None: that of the workload's samples.
 
     Raises:
         WorkloadError: for a workload that does not tell how.
@@ -141,8 +138,9 @@ def cost(
     _need(name, workload)
     config, model, _ = workload.load(checkpoint, configuration.flatten(changes))
     if size:
-        channels = next(layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
-        shape = (channels, size, size)
+        channels = next(layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d))
+        slices = model.slices if isinstance(model, Volumes) else 1
+        shape = (channels, slices * size, size)
     else:
         samples, made = workload.samples(config)
         shape = samples.shape(made.train[0])
@@ -150,16 +148,14 @@ def cost(
     return [measure.measure(model, *shape, device=device, threads=threads) for device in devices]
 
 
-def _quantised(given: Ready, out: Path, qat_steps: int, split: str, beside: Ready | None) -> list[Path]:
-    networks = {"model": given, **({"beside": beside} if beside else {})}
-    for each in networks.values():
-        _model.refuse_seen(each.checkpoint, given.made)
+def _quantised(given: Ready, out: Path, qat_steps: int, split: str) -> list[Path]:
+    _model.refuse_seen(given.checkpoint, given.made)
     height, width = given.size
     tune = functools.partial(_tuned, given, qat_steps) if qat_steps else None
     with splits.test_split_open():
         indices = splits.indices(given.made, split)
         rows = quantise.compare(
-            {name: each.model for name, each in networks.items()},
+            {"model": given.model},
             out,
             given.description,
             calibration=given.calibration,
@@ -169,8 +165,7 @@ def _quantised(given: Ready, out: Path, qat_steps: int, split: str, beside: Read
             ignore_index=given.ignore_index,
             tune=tune,
         )
-    kinds = ["", "_int8", *["_int8_qat"] * bool(qat_steps)]
-    names = [f"{name}{kind}" for name in networks for kind in kinds]
+    names = ["model", "model_int8", *["model_int8_qat"] * bool(qat_steps)]
     files = [out / f"{name}{suffix}" for name in names for suffix in (".onnx", ".json")]
     return [*files, *quantise.write_table(rows, out, scored_on=split)]
 
@@ -178,8 +173,8 @@ def _quantised(given: Ready, out: Path, qat_steps: int, split: str, beside: Read
 def _tuned(given: Ready, steps: int, model: nn.Module) -> nn.Module:
     of_epoch = _model.training_batches(given.config, given.samples, given.made, given.normaliser)
     endless = (batch for epoch in itertools.count(1) for batch in of_epoch(epoch))
-    used = getattr(given.config, "loss_used", given.config.loss)
-    loss = losses.build(used, multilabel=given.multilabel, ignore_index=given.ignore_index)
+    chosen = getattr(given.config, "loss_used", given.config.loss)
+    loss = losses.build(chosen, multilabel=given.multilabel, ignore_index=given.ignore_index)
     logger.info("quantisation-aware training: %d steps", steps)
     return qat.finetune(model, endless, loss, steps=steps)
 

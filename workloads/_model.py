@@ -48,10 +48,13 @@ def check_class_weights(weights: Sequence[float], classes: int) -> None:
 
 
 def training_batches(
-    config: Any, samples: Samples, made: Splits, normaliser: Normaliser
+    config: Any, samples: Samples, made: Splits, normaliser: Normaliser, *, slices: int = 0
 ) -> Callable[[int], Iterator[Batch]]:
-    """Return the batches of an epoch by its number; `config` is a TrainingConfig with augmentation, loader_workers."""
-    augment = augmentation.build(config.augmentation, normaliser.black)
+    """Return the batches of an epoch by its number; `config` is a TrainingConfig with augmentation, loader_workers.
+
+    slices: of each sample, where samples are volumes.
+    """
+    augment = augmentation.build(config.augmentation, normaliser.black, slices)
 
     def of_epoch(epoch: int) -> Iterator[Batch]:
         return batches(
@@ -212,7 +215,8 @@ def restore(
     record = checkpoints.read_meta(checkpoint)
     if record.get("workload") != workload:
         raise DataError(f"{checkpoint}: made by workload {record.get('workload')!r}; expected {workload!r}")
-    config = configuration.replace(configuration.build(config_class, record["config"]), changes or {})
+    stored = configuration.without_retired(record["config"])
+    config = configuration.replace(configuration.build(config_class, stored), changes or {})
     model = build(config, record)
     checkpoints.load_weights(checkpoint, model)
     return config, to_use(model, config.device), normalisation.from_dict(record["normalise"])

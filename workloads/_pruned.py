@@ -77,7 +77,7 @@ class Blank:
     build: Callable[[], nn.Module]
     """Makes the whole network with fresh weights."""
     shape: tuple[int, int, int]
-    """Channels, height and width of an image."""
+    """Channels, height and width of an image; of a volume as the tall image that it travels as."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ def _read(given: str, identity: str) -> Parent:
     names = (checkpoints.META_FILE, checkpoints.WEIGHTS_FILE, checkpoints.REWIND_FILE)
     folder = cache.local_copy(Path(given), identity, names)
     record = checkpoints.read_meta(folder)
-    values = {key.removeprefix("network."): value for key, value in record["config"].items() if "network." in key}
+    stored = configuration.without_retired(record["config"])
+    values = {key.removeprefix("network."): value for key, value in stored.items() if key.startswith("network.")}
     return Parent(folder, record, checkpoints.load_tensors(folder), configuration.build(Network, values))
 
 
@@ -177,7 +178,7 @@ def begin(config: PrunableConfig, job: Job) -> Begun:
         return Begun(whole, None, _origin(config), _costs(channels, {}))
     seen = list(job.images()) if config.prune.importance in REDUNDANCY or config.prune.recalibrate else []
     made = pruning.make_plan(config.prune, whole, channels, images=seen, seed=config.seed)
-    smaller, told = _weighed(config, whole, channels, made)
+    smaller, told = _weighed(config, job.shape, whole, channels, made)
     if config.prune.mode != "random":
         told["recalibrated_batches"] = weights.recalibrate(smaller, seen, config.prune.recalibrate)
     widths = {name: len(kept) for name, kept in plan.origins(channels, made).items()}
@@ -194,17 +195,20 @@ def resumed(folder: Path, blank: Blank) -> Begun:
         CheckpointError, PlanError: if the checkpoint is damaged.
     """
     meta = checkpoints.read_meta(folder)
-    model = restored(blank.build(), meta, blank.shape[0])
+    model = restored(blank.build(), meta, *blank.shape)
     made = plan.read(folder / plan.FILE) if (folder / plan.FILE).is_file() else None
     record: dict[str, Any] = {key: meta[key] for key in ("parent", "widths", "pruned", "constants") if key in meta}
     return Begun(model, made, record, _costs(pruning.trace(model, *blank.shape), {}))
 
 
-def restored(model: nn.Module, record: Mapping[str, Any], in_channels: int) -> nn.Module:
-    """Return the network of a checkpoint from that of its configuration: of its widths, if it was pruned."""
+def restored(model: nn.Module, record: Mapping[str, Any], *shape: int) -> nn.Module:
+    """Return the network of a checkpoint from that of its configuration: of its widths, if it was pruned.
+
+    shape: channels of an image, and its height and width where the network does not take any.
+    """
     if not (widths := record.get("widths")):
         return model
-    return plan.shrunk(model, pruning.trace(model, in_channels), widths)
+    return plan.shrunk(model, pruning.trace(model, *shape), widths)
 
 
 def facts(config: PrunableConfig, blank: Blank) -> dict[str, float]:
@@ -340,13 +344,13 @@ def whole_network(config: PrunableConfig, blank: Blank) -> nn.Module:
     if config.parent is None:
         return blank.build()
     found = parent_of(config)
-    model = restored(blank.build(), found.record, blank.shape[0])
+    model = restored(blank.build(), found.record, *blank.shape)
     checkpoints.fill(model, found.weights, source=config.parent)
     return model
 
 
 def _weighed(
-    config: PrunableConfig, whole: nn.Module, channels: Channels, made: Plan
+    config: PrunableConfig, shape: tuple[int, int, int], whole: nn.Module, channels: Channels, made: Plan
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return the cut network with the weights that the mode gives it, and what is to be told of them."""
     told: dict[str, Any] = {"mode": config.prune.mode, "importance": config.prune.importance}
@@ -359,13 +363,8 @@ def _weighed(
         # The plan is that of the trained weights; the early ones are only cut by it.
         early = copy.deepcopy(whole)
         checkpoints.fill(early, checkpoints.load_rewind(parent_of(config).folder), source=f"{config.parent} rewind")
-        return pruning.apply(early, pruning.trace(early, _in_channels(channels)), made), told
+        return pruning.apply(early, pruning.trace(early, *shape), made), told
     return pruning.apply(whole, channels, made), told
-
-
-def _in_channels(channels: Channels) -> int:
-    """Return the channels of the image that a network reads."""
-    return sum(count for _, count in next(iter(channels.layers.values())).reads)
 
 
 def _origin(config: PrunableConfig) -> dict[str, Any]:

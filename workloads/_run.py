@@ -77,7 +77,8 @@ def go_on(folder: Path, name: str, workload: ModuleType, values: Mapping[str, An
         raise RunError(
             f"{folder}: its best epoch goes by {record['metric']}; leave --metric out, or start anew by --out"
         )
-    config = _changed(configuration.build(workload.Config, record["config"]), values)
+    stored = configuration.without_retired(record["config"])
+    config = _changed(configuration.build(workload.Config, stored), values)
     manifest = workload.prepare(config)
     if manifest["sha256"] != record["manifest"]["sha256"]:
         raise RunError(f"{folder}: its data has changed since; start a new run by --out")

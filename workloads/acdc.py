@@ -1,9 +1,10 @@
-"""Hearts of ACDC, slice by slice: right ventricle, myocardium and left ventricle, by a U-Net; or any 2D set.
+"""Hearts of ACDC, slice by slice or in 3D: right ventricle, myocardium and left ventricle, by a U-Net; or any 2D set.
 
     root/patient001/patient001_frame01.nii.gz, ..._gt.nii.gz      ACDC as published
     root/imagesTr/, labelsTr/ (imagesTs/, labelsTs/)              the same in nnU-Net's raw layout
     root/images/a.png, root/masks/a.png                           pictures, arrays or volumes, paired by name
 
+With `network.dims: 3` and `data.patch_slices` in patches of so many slices, each of them scaled and resized as alone.
 Without `data.root` hearts are generated. Differs from the original where it had errors: both frames of a patient are
 in one split, scores are made of summed pixels, and means with and without background are told apart.
 """
@@ -34,6 +35,7 @@ from segmentation import (
     strategy,
     surfaces,
     training,
+    volumes,
 )
 from segmentation import figures as drawing
 from segmentation.augmentation import Augmentation
@@ -41,13 +43,14 @@ from segmentation.epoch import DataError, Epoch, Evaluation
 from segmentation.losses import Loss
 from segmentation.metrics import Convention
 from segmentation.networks import Network
+from segmentation.networks.volume import Volumes
 from segmentation.normalisation import Normalise, Normaliser
 from segmentation.prediction import FlipAverage
 from segmentation.samples import Samples
 from segmentation.splits import Splits
 from segmentation.training import Parts
 from workloads import _model, _pruned, _sensitivity
-from workloads._acdc import dataset, reader, summary
+from workloads._acdc import dataset, patches, reader, summary
 from workloads._acdc.dataset import Data
 from workloads._acdc.generator import Synthetic
 from workloads._pairs import figures
@@ -60,6 +63,7 @@ __all__ = [
     "UNINHERITED",
     "Config",
     "check",
+    "deployment",
     "evaluate",
     "facts",
     "finish",
@@ -124,7 +128,7 @@ class Config(PrunableConfig):
     loader_workers: int = 0
     """Processes that read a set too large for memory; more than there are CPUs are not started."""
     evaluation_batch: int = 32
-    """Slices in one pass of validation, evaluate and predict."""
+    """Slices, or patches of volumes, in one pass of validation, evaluate and predict."""
     flips: bool = False
     """Average predictions over mirrored images in evaluate and predict; four times as slow."""
     surfaces: bool = True
@@ -137,6 +141,21 @@ class Config(PrunableConfig):
         training.check_least(self, 0, "loader_workers", "surface_tolerance")
         training.check_least(self, 1, "evaluation_batch")
         _model.check_class_weights(self.loss_used.class_weights, self.data.classes)
+        self._check_volumes()
+
+    def _check_volumes(self) -> None:
+        dims, slices = self.network.dims, self.data.patch_slices
+        if dims == 3 and not slices:
+            raise ValueError("data.patch_slices: got 0 for a network of volumes; write how many slices a patch has")
+        # A parent's network takes the place of the one that is written here.
+        if dims == 2 and slices and self.parent is None:
+            raise ValueError(f"network.dims: got 2 with data.patch_slices {slices}; write 3, or 0 slices")
+        if slices and self.normalise.method == "percentile":
+            raise ValueError(
+                "normalise.method: percentile would scale each patch otherwise; data.percentiles is of use"
+            )
+        if slices and self.loss_used.ms_ssim:
+            raise ValueError("loss.ms_ssim: is of images, it would mix the slices of volumes; write 0")
 
     @property
     def loss_used(self) -> Loss:
@@ -221,7 +240,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         config,
         **vars(_parts(config, samples, made, normaliser, begun)),
         validate=_pruned.validator(job, begun),
-        draw=functools.partial(_draw_strips, samples, made.validation, normaliser),
+        draw=functools.partial(_draw_strips, config, samples, made.validation, normaliser),
         meta={**_model.meta(WORKLOAD, config, names, normaliser, synthetic=synthetic), **begun.record},
         resume=resume,
         steps_per_epoch=_model.steps_per_epoch(config, made),
@@ -241,6 +260,8 @@ def parts(config: Config) -> Parts:
 def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
     """Score a checkpoint folder on a split, with intervals over patients, and draw some of its predictions.
 
+    Volumes are predicted as a whole; training's validation sees them patch by patch.
+
     Raises:
         DataError: if the checkpoint is damaged, or samples of the test split were used in its training.
     """
@@ -248,14 +269,13 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     samples, made = dataset.load(config.data)
     _model.refuse_seen(checkpoint, made)
     names = dataset.class_names(config.data)
-    model = FlipAverage(model, multilabel=False) if config.flips else model
-    predicted: dict[int, np.ndarray[Any, Any]] = {}
+    model = _mirrored(model) if config.flips else model
     with splits.test_split_open():
         indices = splits.indices(made, split)
-        found = _score(config, model, samples, indices, normaliser, predicted if config.surfaces else None)
+        found, outlines = _score_whole(config, model, samples, indices, normaliser)
         drawn = _draw(config, model, samples, indices, normaliser, out_dir)
-        outlines = _model.outlines(samples, predicted, config.data.classes, config.surface_tolerance)
-        price = _pruned.evaluated(checkpoint, config, model, _job(config, samples, made, normaliser), split)
+        job = _job(config, samples, made, normaliser, whole=True)
+        price = _pruned.evaluated(checkpoint, config, model, job, split)
     scored = evaluation.evaluation(
         found,
         [made.groups[index] for index in found.index],
@@ -310,7 +330,7 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
         DataError: if the checkpoint or an image cannot be used.
     """
     config, model, normaliser = load(checkpoint, changes)
-    model = FlipAverage(model, multilabel=False) if config.flips else model
+    model = _mirrored(model) if config.flips else model
     written = []
     for path in sources(source):
         stored, _ = reader.read_image(path)
@@ -353,12 +373,14 @@ def inspect(config: Config, out_dir: Path) -> list[Path]:
     out_dir.mkdir(parents=True, exist_ok=True)
     splits.write(made, out_dir / "splits.json")
     names, path = dataset.class_names(config.data), out_dir / "samples.png"
-    return [figures.save_samples(path, samples, shown, normaliser, config.augmentation, names, losses.IGNORE_INDEX)]
+    augment, slices = config.augmentation, config.data.patch_slices
+    ignored = losses.IGNORE_INDEX
+    return [figures.save_samples(path, samples, shown, normaliser, augment, names, ignored, slices=slices)]
 
 
 def build_network(config: Config, in_channels: int) -> nn.Module:
     """Return the network with freshly drawn weights, or an encoder's pretrained ones."""
-    return networks.build(config.network, in_channels, config.data.classes)
+    return networks.build(config.network, in_channels, config.data.classes, slices=config.data.patch_slices)
 
 
 def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Config, nn.Module, Normaliser]:
@@ -373,12 +395,19 @@ def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Co
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
     network = networks.without_weights(config.network)
     model = build_network(dataclasses.replace(config, network=network), config.data.in_channels)
-    return _pruned.restored(model, record, config.data.in_channels)
+    return _pruned.restored(model, record, *_blank(config).shape)
 
 
 def samples(config: Config) -> tuple[Samples, Splits]:
     """Return the decoded data: what int8 is calibrated by and scored on."""
     return dataset.load(config.data)
+
+
+def deployment(config: Config) -> dict[str, Any]:
+    """Return how an exported network is used, slice by slice."""
+    data = config.data
+    colours = tuple(drawing.CLASS_COLOURS[index % len(drawing.CLASS_COLOURS)] for index in range(data.classes))
+    return {"percentiles": data.percentiles, "resize": data.size, "flips": config.flips, "colours": colours}
 
 
 def check(config: Config) -> None:
@@ -405,16 +434,20 @@ def _blank(config: Config) -> _pruned.Blank:
     """Return how the whole network is made, and for which images."""
     data = config.data
     build = functools.partial(build_network, config, data.in_channels)
-    return _pruned.Blank(build, (data.in_channels, data.size, data.size))
+    return _pruned.Blank(build, (data.in_channels, max(data.patch_slices, 1) * data.size, data.size))
 
 
-def _job(config: Config, samples: Samples, made: Splits, normaliser: Normaliser) -> _pruned.Job:
-    """Return what is pruned, looked at and scored."""
+def _job(config: Config, samples: Samples, made: Splits, normaliser: Normaliser, *, whole: bool = False) -> _pruned.Job:
+    """Return what is pruned, looked at and scored; whole: volumes are scored as a whole, not patch by patch."""
     names = dataset.class_names(config.data)
 
     def score(model: nn.Module, split: str) -> dict[str, float]:
         mine = ranks.shard(splits.indices(made, split))
-        scores = evaluation.gather(_score(config, model, samples, mine, normaliser))
+        if whole:
+            plain = dataclasses.replace(config, surfaces=False)
+            scores, _ = _score_whole(plain, model, samples, mine, normaliser)
+        else:
+            scores = evaluation.gather(_score(config, model, samples, mine, normaliser))
         told = evaluation.summary(scores, names, multilabel=False, convention=CONVENTION)
         return {**told, "loss_std": float(scores.losses.std())}
 
@@ -432,7 +465,7 @@ def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normalise
     return Parts(
         model=begun.model,
         loss=losses.build(config.loss_used, multilabel=False),
-        train_batches=_model.training_batches(config, samples, made, normaliser),
+        train_batches=_model.training_batches(config, samples, made, normaliser, slices=config.data.patch_slices),
     )
 
 
@@ -463,12 +496,53 @@ def _score(
     )
 
 
+def _score_whole(
+    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
+) -> tuple[evaluation.ImageScores, list[tuple[str, Any]]]:
+    """Return the scores of slices or whole volumes and, if asked for, each volume's group and outlines."""
+    classes, tolerance = config.data.classes, config.surface_tolerance
+    if not config.data.patch_slices:
+        predicted: dict[int, np.ndarray[Any, Any]] = {}
+        found = _score(config, model, samples, indices, normaliser, predicted if config.surfaces else None)
+        return found, _model.outlines(samples, predicted, classes, tolerance)
+    outlines = []
+
+    def compare(whole: patches.Whole, called: np.ndarray[Any, Any]) -> None:
+        both = np.moveaxis(called, 0, -1), np.moveaxis(whole.mask, 0, -1)
+        outlines.append((whole.group, surfaces.compare(*both, classes, spacing=whole.spacing, tolerance=tolerance)))
+
+    slices = config.data.patch_slices
+    found = patches.score(
+        model,
+        normaliser,
+        patches.together(samples, indices, slices),
+        classes,
+        slices=slices,
+        batch_size=config.evaluation_batch,
+        loss=losses.build_per_image(config.loss_used, multilabel=False),
+        watch=compare if config.surfaces else None,
+    )
+    return found, outlines
+
+
+def _mirrored(model: nn.Module) -> nn.Module:
+    """Return a network that averages over mirror images; a volume is mirrored in its slices' plane."""
+    if isinstance(model, Volumes):
+        return Volumes(FlipAverage(model.network, multilabel=False), model.slices)
+    return FlipAverage(model, multilabel=False)
+
+
 @torch.inference_mode()
 def _classes_of(
     config: Config, model: nn.Module, normaliser: Normaliser, slices: Sequence[np.ndarray[Any, Any]]
 ) -> np.ndarray[Any, Any]:
     """Return the class ids (H, W, Z) of a volume's slices (C, H, W) at their own size."""
     device, (height, width) = next(model.parameters()).device, slices[0].shape[1:]
+    if depth := config.data.patch_slices:
+        volume = np.stack([dataset.scaled(one, config.data) for one in slices], axis=1)  # (C, Z, size, size)
+        likely = patches.probability(model, normaliser, volume, depth, config.evaluation_batch).transpose(0, 1)
+        own = nn.functional.interpolate(likely, (height, width), mode="bilinear", align_corners=False)
+        return np.moveaxis(own.argmax(1).to(torch.uint8).cpu().numpy(), 0, -1)
     found = []
     for start in range(0, len(slices), config.evaluation_batch):
         chunk = slices[start : start + config.evaluation_batch]
@@ -480,19 +554,35 @@ def _classes_of(
 
 
 def _draw_strips(
-    samples: Samples, indices: Sequence[int], normaliser: Normaliser, model: nn.Module, path: Path
+    config: Config, samples: Samples, indices: Sequence[int], normaliser: Normaliser, model: nn.Module, path: Path
 ) -> None:
     """Draw the same few slices at any epoch."""
-    examples = _model.examples(model, samples, _with_most_classes(samples, indices), normaliser)
+    examples = _examples(config, model, samples, indices, normaliser)
     drawing.strips(path, examples, multilabel=False)
 
 
 def _draw(
     config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser, out_dir: Path
 ) -> list[str]:
-    examples = _model.examples(model, samples, _with_most_classes(samples, indices), normaliser)
+    examples = _examples(config, model, samples, indices, normaliser)
     names = dataset.class_names(config.data)
     return [drawing.prediction_grid(out_dir / "predictions.png", examples, names, multilabel=False).name]
+
+
+def _examples(
+    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
+) -> list[drawing.Example]:
+    """Return a few slices with their predictions, of volumes those that show most."""
+    found = _model.examples(model, samples, _with_most_classes(samples, indices), normaliser)
+    return [_one_slice(one, config.data.patch_slices) for one in found] if config.data.patch_slices else found
+
+
+def _one_slice(example: drawing.Example, slices: int) -> drawing.Example:
+    assert example.mask is not None
+    place = volumes.fullest(torch.from_numpy(example.mask.copy()), slices)
+    tall = (example.image, example.probability, example.mask)
+    image, probability, mask = (patches.apart(one, slices)[..., place, :, :] for one in tall)
+    return dataclasses.replace(example, image=image, probability=probability, mask=mask)
 
 
 def _with_most_classes(samples: Samples, indices: Sequence[int]) -> list[int]:

@@ -55,7 +55,7 @@ class Description:
     classes: tuple[str, ...]
     in_channels: int
     normaliser: Normaliser
-    """What makes an image as stored one for the graph."""
+    """What makes an image as stored one for the graph, after percentiles and resize."""
     stored: str = "uint8"
     """Type of the stored pixels that the normaliser expects."""
     value_range: tuple[float, float] = (0, 255)
@@ -64,6 +64,9 @@ class Description:
     """What makes probabilities of logits; softmax: classes exclude each other, and the largest is the pixel's."""
     threshold: float | tuple[float, ...] = 0.5
     """sigmoid: probability above which a class is called."""
+    percentiles: tuple[float, ...] = ()
+    """Before all else each channel is clipped to these two of its own percentiles and stretched to 0..1, float32,
+    whatever its type; empty: it is not."""
     resize: int = 0
     """Side of the square that a picture is resized to, bilinear; its logits are brought back to its size. 0: as is."""
     tile: int = 0
@@ -216,6 +219,7 @@ class Onnx:
         """
         told = self.description
         self._refuse(image)
+        image = _stretched(image, told.percentiles)
         seen = told.normaliser(torch.from_numpy(_square(image, told.resize))[None])[0]
         multilabel = told.activation == "sigmoid"
         if told.resize:
@@ -241,8 +245,10 @@ class Onnx:
         came = f"{image.dtype} {image.shape}"
         # Percentiles stretch whatever there is; all other scalings are of the type that was learned from.
         kinds = IMAGE_TYPES if told.normaliser.method == "percentile" else (told.stored,)
-        if image.ndim != 3 or len(image) != told.in_channels or image.dtype.name not in kinds:
-            expected = f"{' or '.join(kinds)} ({told.in_channels}, H, W), as stored"
+        fits = image.dtype.kind in "iuf" if told.percentiles else image.dtype.name in kinds
+        if image.ndim != 3 or len(image) != told.in_channels or not fits:
+            types = "numbers" if told.percentiles else " or ".join(kinds)
+            expected = f"{types} ({told.in_channels}, H, W), as stored"
             raise DeploymentError(f"image is {came}; expected {expected}")
         seen = [told.resize] * 2 if told.resize else [min(told.tile or side, side) for side in image.shape[1:]]
         if size and seen != size:
@@ -323,6 +329,14 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+
+
+def _stretched(image: Array, percentiles: tuple[float, ...]) -> Array:
+    """Return an image (C, H, W) with each channel clipped to its percentiles and stretched to 0..1, or as it is."""
+    if not percentiles:
+        return image
+    low, high = percentiles
+    return normalisation.percentile(torch.from_numpy(image.astype(np.float32))[None], low, high)[0].numpy()
 
 
 def _square(image: Array, side: int) -> Array:

@@ -110,3 +110,16 @@ def test_many_differences_are_counted_and_the_old_spec_stays(toy: Load, tmp_path
     )
     assert text.endswith("put the old values back, or give this search a folder of its own with --study NAME")
     assert paths.spec.read_bytes() == before
+
+
+def test_a_study_made_before_a_key_came_or_went_is_the_same_search(toy: Load) -> None:
+    new = study_spec.resolved(toy("fixed.epochs=9"), CONFIG, MANIFEST)
+    old = {**new, "config": {"lr": 1e-3, "epochs": 5, "network.recompute": False}}
+    old["fixed"] = {"epochs": 9, "network.recompute": True}
+    del old["parent"]
+    assert study_spec.differences(old, new) == []
+    assert study_spec.differences({**old, "config": {**old["config"], "gone": 1}}, new) == [
+        "config.gone was 1, is now 'absent'"
+    ]
+    asked = {**new, "parent": {**new["parent"], "checkpoint": "heart"}}
+    assert study_spec.differences(old, asked) == ["parent.checkpoint was None, is now 'heart'"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import signal
@@ -15,7 +16,8 @@ from PIL import Image
 
 import configuration
 import workloads
-from segmentation.deployment import PACKAGES
+from segmentation import nifti
+from segmentation.deployment import PACKAGES, DeploymentError
 from segmentation.deployment import onnx as deployed
 from segmentation.deployment.onnx import Onnx
 from workloads import __main__ as command
@@ -24,6 +26,7 @@ from workloads._spark.classes import paint
 
 pytest.importorskip("onnx")
 DONE, BAD_INPUT = 0, 2
+QUICK = ("acdc", "pairs", "telescope")
 NAMES = [name for name in workloads.names() if all(hasattr(workloads.load(name), hook) for hook in _deploy.HOOKS)]
 
 
@@ -44,7 +47,8 @@ def trained(tmp_path_factory):
     def checkpoint(name):
         if name not in made:
             module = workloads.load(name)
-            config = configuration.replace(module.Config.debug(), {"epochs": 1, "device": "cpu"})
+            more = {"epochs": 5, "batch_size": 4} if name == "acdc" else {}  # else all is background
+            config = configuration.replace(module.Config.debug(), {"epochs": 1, "device": "cpu", **more})
             module.prepare(config)
             for epoch in module.train(config):
                 epoch.save(folder / name)
@@ -72,12 +76,12 @@ def exported(trained, tmp_path_factory):
 
 
 def test_the_workloads_with_a_network_are_found():
-    assert {"pairs", "spark", "telescope"} <= set(NAMES) and "toy" not in NAMES
+    assert {"acdc", "pairs", "spark", "telescope"} <= set(NAMES) and "toy" not in NAMES
 
 
 @pytest.mark.row("P45")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("pairs", "telescope") else pytest.mark.slow) for name in NAMES]
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in NAMES]
 )
 def test_each_workload_is_exported_with_what_its_user_has_to_know(name, trained, exported):
     ready = _deploy.ready(name, workloads.load(name), trained(name), {})
@@ -85,6 +89,8 @@ def test_each_workload_is_exported_with_what_its_user_has_to_know(name, trained,
     assert runner.description == ready.description
     assert runner.description.checkpoint_sha256 == deployed.checkpoints.digest(trained(name))
     assert runner.record["size"] is None and runner.record["largest_difference"] < 1e-4
+    # Samples are stretched already.
+    runner.description = dataclasses.replace(runner.description, percentiles=())
     index = ready.made.train[0]
     raw = ready.samples.image(index).copy()
     with torch.inference_mode():
@@ -123,6 +129,44 @@ def test_spark_predicts_the_same_layers(trained, exported, tmp_path):
     layer = np.load(tmp_path / "out" / "a_layer.npz")["data"]
     classes = Onnx(exported("spark") / "model.onnx").classes(picture.transpose(2, 0, 1))
     assert ((paint(classes) > 127) == layer).mean() > 0.999
+
+
+@pytest.mark.row("P45")
+@pytest.mark.parametrize("flips", [False, True])
+def test_acdc_predicts_the_same_slices(trained, exported, tmp_path, flips):
+    """Of stored values of any type and size, which both clip and stretch before they resize."""
+    acdc = workloads.load("acdc")
+    config, _, _ = acdc.load(trained("acdc"))
+    path = acdc.dataset.root(config.data) / "patient002" / "patient002_frame01.nii.gz"
+    acdc.predict(trained("acdc"), path, tmp_path / "out", {"flips": flips})
+    mask, _ = nifti.read(tmp_path / "out" / "patient002_frame01_mask.nii.gz")
+    stored, _ = nifti.read(path)
+    runner = Onnx(exported("acdc") / "model.onnx")
+    assert (runner.description.percentiles, runner.description.resize) == ((1.0, 99.0), 64)
+    runner.description = dataclasses.replace(runner.description, flips=flips)
+    assert stored.dtype == np.int16 and stored.shape[:2] == (64, 56)
+    found = np.stack([runner.classes(stored[None, ..., z]) for z in range(stored.shape[2])], axis=-1)
+    assert (found == mask).mean() > 0.999
+    assert len(np.unique(mask)) > 1
+    with pytest.raises(DeploymentError, match=r"image is bool \(1, 64, 56\); expected numbers \(1, H, W\), as stored"):
+        runner.classes(stored[None, ..., 0] > 0)
+
+
+@pytest.mark.row("P43", "P45")
+def test_a_network_of_volumes_is_not_exported_but_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SEGMENTATION_CACHE", str(tmp_path / "cache"))
+    acdc = workloads.load("acdc")
+    values = {"network.dims": 3, "data.patch_slices": 3, "data.size": 32, "epochs": 1, "device": "cpu"}
+    for epoch in acdc.train(configuration.replace(acdc.Config.debug(), values)):
+        epoch.save(tmp_path / "deep")
+    assert command.main(["export", "acdc", str(tmp_path / "deep"), "--out", str(tmp_path / "out")]) == BAD_INPUT
+    assert (
+        "deep: a network of volumes (network.dims 3); export takes networks of images only" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+    costs = [_deploy.cost("acdc", acdc, tmp_path / "deep", {}, size=size, threads=1)[0] for size in (None, 16)]
+    assert [(cost.height, cost.width) for cost in costs] == [(3 * 32, 32), (3 * 16, 16)]
+    assert costs[0].macs == 4 * costs[1].macs
 
 
 @pytest.mark.row("P44")

@@ -17,10 +17,11 @@ from torchvision.transforms.v2 import functional as transforms
 
 from segmentation import cache, normalisation, splits
 from segmentation.epoch import DataError
+from segmentation.losses import IGNORE_INDEX
 from segmentation.nifti import Head
 from segmentation.samples import Sample, Samples
 from segmentation.splits import Splits
-from workloads._acdc import generator, reader
+from workloads._acdc import generator, patches, reader
 from workloads._acdc.generator import Synthetic
 from workloads._acdc.reader import Volume
 from workloads._pairs.dataset import with_channels
@@ -48,6 +49,9 @@ class Data:
     """Channels of every image: 1 makes greys of colours, 3 repeats greys."""
     slices_per_volume: int | None = None
     """Only so many slices from the middle of each volume; null: all."""
+    patch_slices: int = 0
+    """Slices of the patches that a network of volumes (network.dims 3) learns from; shorter volumes are filled up by
+    their last slice, longer ones cut. 0: a network of images learns slice by slice."""
     size: int = 256
     """Height and width that every slice is resized to, in pixels."""
     percentiles: tuple[float, float] = (1.0, 99.0)
@@ -74,7 +78,7 @@ class Data:
             raise ValueError(
                 f"names: got {list(self.names)}; expected {self.classes} different ones, one for each class"
             )
-        for name, least in (("size", 8), ("patients", 0), ("in_channels", 1)):
+        for name, least in (("size", 8), ("patients", 0), ("in_channels", 1), ("patch_slices", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected {least} or more")
         if self.slices_per_volume is not None and self.slices_per_volume < 1:
@@ -140,8 +144,11 @@ def decode(data: Data, volumes: Sequence[Volume]) -> Iterator[Sample]:
         image, mask, head = reader.read(volume)
         _refuse_stray(mask, data, volume.mask)
         image = np.stack([with_channels(image[..., z], data.in_channels, volume.image) for z in range(image.shape[-1])])
-        for z in central(mask.shape[2], data.slices_per_volume):
-            yield _sample(data, volume, z, image[z], mask[..., z], head)
+        used = central(mask.shape[2], data.slices_per_volume)
+        if data.patch_slices:
+            yield from _patches(data, volume, used, image, mask, head)
+        else:
+            yield from (_sample(data, volume, z, image[z], mask[..., z], head) for z in used)
 
 
 def central(count: int, wanted: int | None) -> range:
@@ -172,6 +179,7 @@ def resized_mask(mask: Array, height: int, width: int) -> Array:
 def manifest(data: Data, samples: Samples, made: Splits) -> dict[str, Any]:
     """Return what the data is, from notes made while decoding: no test slice is opened."""
     notes = [samples.extra(index) for index in range(len(samples))]
+    # Slices that a patch shows again count once.
     pixels = np.array([json.loads(note["pixels"]) for note in notes])  # (N, K)
     sizes = np.array([json.loads(note["size"]) for note in notes])
     names = class_names(data)
@@ -196,10 +204,31 @@ def manifest(data: Data, samples: Samples, made: Splits) -> dict[str, Any]:
 
 
 def _sample(data: Data, volume: Volume, z: int, image: Array, mask: Array, head: Head) -> Sample:
-    height, width = mask.shape
-    steps = (head.spacing[0] * height / data.size, head.spacing[1] * width / data.size, *head.spacing[2:])
+    """Return a slice; image (C, H, W), mask (H, W)."""
     classes = resized_mask(mask, data.size, data.size)
-    note = {
+    note = _note(data, volume, z, classes, mask.shape[0], mask.shape[1], head)
+    return Sample(f"{volume.name}@{z:02d}", volume.patient, scaled(image, data), classes, note)
+
+
+def _patches(data: Data, volume: Volume, used: range, image: Array, mask: Array, head: Head) -> Iterator[Sample]:
+    """Yield the patches of a volume as tall images; image (Z, C, H, W), mask (H, W, Z)."""
+    seen = {z: scaled(image[z], data) for z in used}
+    classes = {z: resized_mask(mask[..., z], data.size, data.size) for z in used}
+    for patch in patches.windows(len(used), data.patch_slices):
+        shown = [used[place] for place in patch.places]
+        tall = np.concatenate([seen[z] for z in shown], axis=1)  # (C, D * H, W)
+        shapes = np.stack([classes[z] for z in shown])  # (D, H, W)
+        new = np.array(patch.new)
+        known = np.where(new[:, None, None], shapes, np.uint8(IGNORE_INDEX))
+        note = _note(data, volume, shown[0], shapes[new], mask.shape[0], mask.shape[1], head)
+        note["new"] = json.dumps(patch.new)
+        yield Sample(f"{volume.name}@{shown[0]:02d}", volume.patient, tall, known.reshape(-1, data.size), note)
+
+
+def _note(data: Data, volume: Volume, z: int, classes: Array, height: int, width: int, head: Head) -> dict[str, str]:
+    """Return what is told of a sample; height and width are those that were stored."""
+    steps = (head.spacing[0] * height / data.size, head.spacing[1] * width / data.size, *head.spacing[2:])
+    return {
         "volume": volume.name,
         "slice": str(z),
         "phase": volume.phase,
@@ -207,7 +236,6 @@ def _sample(data: Data, volume: Volume, z: int, image: Array, mask: Array, head:
         "size": json.dumps([height, width]),
         "pixels": json.dumps(np.bincount(classes.ravel(), minlength=data.classes).tolist()),
     }
-    return Sample(f"{volume.name}@{z:02d}", volume.patient, scaled(image, data), classes, note)
 
 
 def _refuse_stray(mask: Array, data: Data, path: Path) -> None:
@@ -226,6 +254,8 @@ def _files(volumes: Sequence[Volume]) -> list[Path]:
 def _key(volumes: Sequence[Volume], data: Data) -> str:
     """Return a name for what decoding gives: it depends on the files and on how they are read, not on the splits."""
     read = [data.classes, data.in_channels, data.slices_per_volume, data.size, data.percentiles, data.patient]
+    # Only where it is used, so that slices cached before it was there are still found.
+    read += [data.patch_slices] * (data.patch_slices > 0)
     extra = json.dumps([VERSION, read])
     contents = cache.content_hash(_files(volumes), extra=extra, folder=cache.cache_folder(data.cache))
     return f"acdc-{hashlib.sha256(contents.encode()).hexdigest()[:32]}"

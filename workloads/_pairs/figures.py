@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from segmentation import augmentation, figures
+from segmentation import augmentation, figures, volumes
 from segmentation.augmentation import Augmentation
 from segmentation.loading import generator
+from segmentation.networks.volume import to_volume
 from segmentation.normalisation import Normaliser
 from segmentation.samples import Samples
 
@@ -28,13 +30,20 @@ def save_samples(
     class_names: Sequence[str],
     ignore_index: int,
     colours: Sequence[figures.Colour] = figures.CLASS_COLOURS,
+    slices: int = 0,
 ) -> Path:
-    """Write a row for each of some samples: image, mask, and both as training may see them."""
+    """Write a row for each of some samples: image, mask, and both as training may see them.
+
+    slices: of each sample, where samples are volumes, of which one slice is shown.
+    """
     from matplotlib.figure import Figure
 
     image = torch.cat([normalise(torch.from_numpy(samples.image(index).copy())[None]) for index in shown])
     mask = torch.stack([torch.from_numpy(samples.mask(index).copy()).long() for index in shown])
-    moved, moved_mask = augmentation.build(augment, normalise.black)(image, mask, generator(0))
+    moved, moved_mask = augmentation.build(augment, normalise.black, slices)(image, mask, generator(0))
+    if slices:
+        places = [volumes.fullest(one, slices, ignore_index=ignore_index) for one in mask]
+        image, mask, moved, moved_mask = (_cut(each, slices, places) for each in (image, mask, moved, moved_mask))
     figure = Figure(figsize=(9, 2.6 * len(shown) + 0.6), layout="constrained")
     rows = figure.subplots(len(shown), len(COLUMNS), squeeze=False)
     for row, index in enumerate(shown):
@@ -70,6 +79,11 @@ def write_overlay(stem: Path, image: np.ndarray[Any, Any], classes: np.ndarray[A
     path = stem.with_name(f"{stem.name}_overlay.png")
     Image.fromarray(figures.blend(figures.as_picture(image), figures.class_map(classes))).save(path)
     return path
+
+
+def _cut(tall: Tensor, slices: int, places: Sequence[int]) -> Tensor:
+    """Return one slice of each volume (B, ..., D * H, W)."""
+    return torch.stack([to_volume(one, slices)[..., place, :, :] for one, place in zip(tall, places, strict=True)])
 
 
 def _range(image: np.ndarray[Any, Any]) -> str:
