@@ -32,6 +32,7 @@ SHORTER = {
     "python -m workloads evaluate pairs CHECKPOINT": " --out {runs}/evaluate",
     "python -m workloads predict pairs CHECKPOINT IMAGES": " --out {runs}/predict",
     "python -m search predict pairs CHECKPOINT IMAGES --workers 2": " --out {runs}/sharded",
+    "python -m workloads filters pairs CHECKPOINT --set prune.default=0.3": " --out {runs}/filters",
     "python -m workloads inspect pairs": " --out {runs}/inspect",
     "python -m workloads inspect pairs --set data.root=mine --set data.classes=2": " --out {runs}/inspect-mine",
     "python tune.py --space nuclei.yaml --dry-run": " --runs {runs}/dry",

@@ -126,20 +126,33 @@ def inspect(given: argparse.Namespace) -> None:
         print(path)
 
 
+def filters(given: argparse.Namespace) -> None:
+    """Look at the filters of a checkpoint, and at those that values of `prune` would drop; print the files' paths."""
+    workload = workloads.load(given.name)
+    if not hasattr(workload, "filters"):
+        raise DataError(
+            f"{given.name}: its networks cannot be pruned; take a workload whose `list` shows prune.default"
+        )
+    for path in workload.filters(_run.checkpoint(given.checkpoint), _out(given), **_changes(given)):
+        print(path)
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workloads", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for function in (list_, train, evaluate, predict, inspect):
+    for function in (list_, train, evaluate, predict, inspect, filters):
         name, text = function.__name__.rstrip("_"), function.__doc__
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=function)
         nargs = "?" if function is list_ else None
         command.add_argument("name", metavar="NAME", nargs=nargs, help="workload; `list` shows them")
         text = "value of the workload's Config; preset=NAME starts from one of its presets"
-        if function in (evaluate, predict):
+        if function in (evaluate, predict, filters):
             text = "value of the Config that is another than in training, such as batch sizes, precision or data"
+        if function is filters:
+            text = "value of prune, such as prune.default=0.3, or one that is another than in training"
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
-        if function in (evaluate, predict):
+        if function in (evaluate, predict, filters):
             text = "folder of a checkpoint, a model or a run"
             command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=text)
         if function is not list_:

@@ -43,7 +43,7 @@ from segmentation.normalisation import Normalise, Normaliser
 from segmentation.prediction import FlipAverage, predict_tiles
 from segmentation.samples import Samples
 from segmentation.splits import Splits
-from workloads import _model, _pruned, _sensitivity
+from workloads import _filters, _model, _pruned, _sensitivity
 from workloads._pairs import dataset, figures
 from workloads._pairs.dataset import Data
 from workloads._pruned import PrunableConfig
@@ -55,6 +55,7 @@ __all__ = [
     "check",
     "evaluate",
     "facts",
+    "filters",
     "inspect",
     "metrics",
     "predict",
@@ -284,6 +285,14 @@ def scan(config: Config, searched: Mapping[str, Sequence[float]], out_dir: Path)
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
     return _sensitivity.scan(config, _job(config, samples, made, normaliser), searched, out_dir)
+
+
+def filters(checkpoint: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
+    """Look at a checkpoint's filters, and at those that values of `prune` would drop; see workloads._filters."""
+    others, asked = _filters.split(changes)
+    config, model, normaliser = load(checkpoint, others)
+    samples, made = dataset.load(config.data)
+    return _filters.write(checkpoint, config, model, _job(config, samples, made, normaliser), out_dir, asked)
 
 
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:

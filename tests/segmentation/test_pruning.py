@@ -375,7 +375,7 @@ def test_an_unknown_part_is_refused_with_the_nearest_and_before_any_weights_are_
     graph = channels.trace(model, 1)
     with pytest.raises(plan.PlanError, match=r"where: got 'decoder\.1'; no part .* did you mean 'decoders\.1'"):
         pruning.check(Prune(default=0.1, where="decoder.1"), model, graph)
-    with pytest.raises(plan.PlanError, match="even with 1 channels in every layer of encoders.0 more than 0.5"):
+    with pytest.raises(plan.PlanError, match=r"every layer of encoders\.0 more than 0\.5"):
         pruning.check(Prune(params=0.5, where="encoders.0"), model, graph)
     with pytest.raises(ValueError, match="where: got 'deep' together with a plan"):
         Prune(plan="some.json", where="deep")
