@@ -29,6 +29,8 @@ SHORTER = {
     "python -m workloads list": "",
     "python -m workloads backbones": " resnet18 --size 64",
     "python -m workloads train pairs --set lr=3e-4": " --set epochs=1 --set network.base=4 --out {runs}/pairs-train",
+    "python -m workloads train acdc --config FILE": " --set data.size=32 --set data.synthetic.patients=6"
+    " --set data.synthetic.slices=2 --set data.synthetic.size=32 --set network.widths=[2,4] --out {runs}/acdc-train",
     "python -m workloads evaluate pairs CHECKPOINT": " --out {runs}/evaluate",
     "python -m workloads predict pairs CHECKPOINT IMAGES": " --out {runs}/predict",
     "python -m search predict pairs CHECKPOINT IMAGES --workers 2": " --out {runs}/sharded",
@@ -60,8 +62,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for name in "abcd":
             content = rng.integers(0, values, (64, 64), dtype=np.uint8)
             Image.fromarray(content).save(folder / "mine" / kind / f"{name}.png")
+    (folder / "original.yaml").write_text("training: {num_epochs: 1, learning_rate: 1e-3}\n")
     return {
         "mine": str(folder / "mine"),
+        "FILE": str(folder / "original.yaml"),
         "/data/telescope": str(generator.ensure(Synthetic(samples=40), folder)),
         "/data/spark": str(spacecraft.ensure(Spacecraft(samples=40, size=64), folder)),
         "IMAGES": str(EMBEDDED / "images"),
@@ -74,7 +78,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run one command of the README with what makes it short."""
     text = command.replace("data.root=mine", f"data.root={places['mine']}")
-    for name in ("/data/telescope", "/data/spark", "IMAGES", "CHECKPOINT", "NAME"):
+    for name in ("/data/telescope", "/data/spark", "IMAGES", "CHECKPOINT", "FILE", "NAME"):
         text = text.replace(name, places[name])
     text += SHORTER[command].format(**places)
     # What `source .venv/bin/activate` does.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import importlib
 import importlib.util
 import json
 import logging
@@ -92,9 +93,43 @@ def backbones(given: argparse.Namespace) -> None:
 def train(given: argparse.Namespace) -> None:
     """Train one model and print the folder of its best checkpoint."""
     workload = workloads.load(given.name)
-    start = _run.go_on if given.resume else _run.begin
-    run = start(_out(given), given.name, workload, _values(given), given.metric)
+    if given.config is not None:
+        run = _begin_from_file(given, workload)
+    elif given.mode is not None:
+        raise ConfigError("--mode", "belongs to --config FILE; without it write --set prune.mode=...")
+    else:
+        start = _run.go_on if given.resume else _run.begin
+        run = start(_out(given), given.name, workload, _values(given), given.metric)
     print(_run.train(run))
+
+
+def _begin_from_file(given: argparse.Namespace, workload: ModuleType) -> _run.Run:
+    """Check a run of the values in a configuration file of the system that a workload reproduces."""
+    if given.resume:
+        raise RunError("--config: a run that goes on has its values with it; leave this out, and name its --out")
+    package = f"{workloads.__name__}._{given.name}"
+    if not (importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.original")):
+        raise DataError(f"--config: {given.name} reads no other system's files; write its values by --set")
+    original = importlib.import_module(f"{package}.original")
+    told, changes = original.read(given.config, workload.Config), configuration.flatten(_values(given))
+    values = original.resolved(told, changes, given.mode)
+    try:
+        config = configuration.build(workload.Config, values)
+    except ConfigError as error:
+        where = "" if error.key in changes else f"{given.config}: "
+        raise ConfigError(f"{where}{error.key}", error.problem) from error
+    if told.tracking:
+        logger.warning("%s: W&B follows searches (section tracking); this run writes local files alone", given.config)
+    reserved = given.out is None
+    given.out = given.out or original.run_folder(told, original.name_of(config))
+    try:
+        run = _run.begin(given.out, given.name, workload, values, given.metric)
+    except BaseException:
+        if reserved:
+            given.out.parent.rmdir()  # nothing has been written yet
+        raise
+    source = {"file": str(given.config), "sha256": told.sha256, "changes": changes, "mode": given.mode}
+    return dataclasses.replace(run, record={**run.record, "source": source})
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -167,6 +202,10 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     text = "what chooses the best epoch (default: the first that `list NAME` shows)"
     commands["train"].add_argument("--metric", metavar="METRIC", help=text)
     commands["train"].add_argument("--resume", action="store_true", help="go on from the last whole epoch in --out")
+    text = "start from a configuration file of the system that the workload reproduces; --set has the last word"
+    commands["train"].add_argument("--config", metavar="FILE", type=Path, help=text)
+    text = "with --config and --set parent=FOLDER: what the pruned network begins with: none (or null), random, rewind"
+    commands["train"].add_argument("--mode", "--reinitialize_weights", metavar="MODE", help=text)
     text = "what to score on (default: test)"
     commands["evaluate"].add_argument("--split", choices=SPLITS, default="test", help=text)
     commands["predict"].add_argument("source", metavar="IMAGES", type=Path, help="an image, or a folder of images")
