@@ -45,6 +45,8 @@ SHORTER = {
     " --set parameters.data.target_size.choices=[64,96]"
     " --set parameters.network.encoder.choices=[resnet34]",
     "python tune.py --space spacecraft_pairs.yaml --set data.root=mine": " --runs {runs}/spacecraft-pairs --dry-run",
+    "python tune.py --space acdc_full_experiment.yaml": " --runs {runs}/experiment --dry-run"
+    " --set data.synthetic.patients=6 --set data.synthetic.slices=2 --set data.size=32",
     "python tune.py --space telescope.yaml --set data.root=/data/telescope": " --runs {runs}/telescope --dry-run",
 }
 """What is added to each command; a new one in the README has to be added here."""
