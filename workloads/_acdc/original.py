@@ -157,7 +157,6 @@ def resolved(original: Original, changes: Mapping[str, Any], mode: str | None = 
         logger.info("%s: its pruning is left to a run with --set parent=FOLDER", original.path)
     if mode is not None:
         found["prune.mode"] = mode_of(mode)
-    found["save_interval"] = original.save_interval
     found |= changes
     # As there, an epoch that never comes leaves nothing to rewind to.
     if "rewind_epoch" not in changes and original.save_interval <= found.get("epochs", EPOCHS):
