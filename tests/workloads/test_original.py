@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused_by_file_and_key(old, new, problem):
 def test_values_given_beside_the_file_win_and_pruning_counts_where_there_is_a_parent():
     told = load(README)
     assert not any(key.startswith("prune.") for key in original.resolved(told, {"epochs": 3}))
-    assert "rewind_epoch" not in original.resolved(told, {"epochs": 3})  # epoch 5 never comes
+    assert original.resolved(told, {"epochs": 3})["rewind_epoch"] == 0  # epoch 5 never comes
     found = original.resolved(told, {"epochs": 7, "lr": 0.5, "parent": "p", "prune.encoders.1": 0.4})
     assert (found["epochs"], found["lr"], found["batch_size"], found["rewind_epoch"]) == (7, 0.5, 8, 5)
     assert (found["prune.encoders.1"], found["prune.decoders.3"], found["prune.mode"]) == (0.4, 0.3, "rewind")

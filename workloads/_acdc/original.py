@@ -158,9 +158,10 @@ def resolved(original: Original, changes: Mapping[str, Any], mode: str | None = 
     if mode is not None:
         found["prune.mode"] = mode_of(mode)
     found |= changes
-    # As there, an epoch that never comes leaves nothing to rewind to.
-    if "rewind_epoch" not in changes and original.save_interval <= found.get("epochs", EPOCHS):
-        found["rewind_epoch"] = original.save_interval
+    if "rewind_epoch" not in changes:
+        # As there, an epoch that never comes leaves nothing to rewind to.
+        comes = original.save_interval <= found.get("epochs", EPOCHS)
+        found["rewind_epoch"] = original.save_interval if comes else 0
     return found
 
 
