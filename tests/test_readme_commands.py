@@ -32,11 +32,14 @@ SHORTER = {
     "python -m workloads backbones": " resnet18 --size 64",
     "python -m workloads train pairs --set lr=3e-4": " --set epochs=1 --set network.base=4 --out {runs}/pairs-train",
     "python -m workloads lr pairs": " --set network.base=4 --out {runs}/lr",
+    "python -m workloads train acdc --config FILE": " --set data.size=32 --set data.synthetic.patients=6"
+    " --set data.synthetic.slices=2 --set data.synthetic.size=32 --set network.widths=[2,4] --out {runs}/acdc-train",
     "python -m workloads evaluate pairs CHECKPOINT": " --out {runs}/evaluate",
     "python -m workloads predict pairs CHECKPOINT IMAGES": " --out {runs}/predict",
     "python -m workloads cost pairs CHECKPOINT": " --out {runs}/cost",
     "python -m workloads export pairs CHECKPOINT --int8": " --out {runs}/export",
     "python -m search predict pairs CHECKPOINT IMAGES --workers 2": " --out {runs}/sharded",
+    "python -m workloads filters pairs CHECKPOINT --set prune.default=0.3": " --out {runs}/filters",
     "python -m workloads inspect pairs": " --out {runs}/inspect",
     "python -m workloads inspect pairs --set data.root=mine --set data.classes=2": " --out {runs}/inspect-mine",
     "python tune.py --space nuclei.yaml --dry-run": " --runs {runs}/dry",
@@ -50,6 +53,8 @@ SHORTER = {
     "python tune.py --space acdc_pruning.yaml --set data.root=/data/acdc": " --runs {runs}/acdc-pruning --dry-run",
     "python tune.py --space acdc.yaml --set data.root=/data/acdc": " --runs {runs}/acdc --dry-run"
     " --set data.size=64 --set parameters.network.base.choices=[4,8]",
+    "python tune.py --space acdc_full_experiment.yaml": " --runs {runs}/experiment --dry-run"
+    " --set data.synthetic.patients=6 --set data.synthetic.slices=2 --set data.size=32",
     "python tune.py --space telescope.yaml --set data.root=/data/telescope": " --runs {runs}/telescope --dry-run",
 }
 """What is added to each command; a new one in the README has to be added here."""
@@ -67,8 +72,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for name in "abcd":
             content = rng.integers(0, values, (64, 64), dtype=np.uint8)
             Image.fromarray(content).save(folder / "mine" / kind / f"{name}.png")
+    (folder / "original.yaml").write_text("training: {num_epochs: 1, learning_rate: 1e-3}\n")
     return {
         "mine": str(folder / "mine"),
+        "FILE": str(folder / "original.yaml"),
         "/data/telescope": str(generator.ensure(Synthetic(samples=40), folder)),
         "/data/acdc": str(hearts.ensure(Hearts(patients=10, slices=2, size=48), folder)),
         "/data/spark": str(spacecraft.ensure(Spacecraft(samples=40, size=64), folder)),
@@ -83,6 +90,7 @@ def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str
     """Run one command of the README with what makes it short."""
     text = command.replace("data.root=mine", f"data.root={places['mine']}")
     for name in ("/data/telescope", "/data/spark", "/data/acdc", "IMAGES", "CHECKPOINT", "NAME"):
+    for name in ("/data/telescope", "/data/spark", "IMAGES", "CHECKPOINT", "FILE", "NAME"):
         text = text.replace(name, places[name])
     text += SHORTER[command].format(**places)
     # What `source .venv/bin/activate` does.

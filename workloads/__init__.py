@@ -26,6 +26,11 @@ and, for prediction by several workers (`python -m search predict`), if it wants
     def sources(source) -> list[Path]             the files of a folder that `predict` takes, in its order
     def merge(out_dir, source) -> list[Path]      write what is about all images, once their predictions are there
 
+and, where its networks can be pruned, for `python -m workloads filters`
+
+    def filters(checkpoint, out_dir,              look at a checkpoint's filters, and at those that values of `prune` in
+                changes=None) -> list[Path]       `changes` would drop; returns paths
+
 and, for `python -m workloads train`, if it wants
 
     def finish(folder) -> list[Path]              write what follows from a whole run; its folder holds best/ and last/

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import importlib
 import importlib.util
 import json
 import logging
@@ -93,8 +94,13 @@ def backbones(given: argparse.Namespace) -> None:
 def train(given: argparse.Namespace) -> None:
     """Train one model and print the folder of its best checkpoint."""
     workload = workloads.load(given.name)
-    start = _run.go_on if given.resume else _run.begin
-    run = start(_out(given), given.name, workload, _values(given), given.metric)
+    if given.config is not None:
+        run = _begin_from_file(given, workload)
+    elif given.mode is not None:
+        raise ConfigError("--mode", "belongs to --config FILE; without it write --set prune.mode=...")
+    else:
+        start = _run.go_on if given.resume else _run.begin
+        run = start(_out(given), given.name, workload, _values(given), given.metric)
     print(_run.train(run))
 
 
@@ -112,6 +118,35 @@ def lr(given: argparse.Namespace) -> None:
     path = lr_finder.draw(found, _out(given) / "lr.png")
     logger.info("%d steps up to lr %.1e, steepest fall at %.1e; see %s", *found.summary(), path)
     print(found.search_line())
+
+
+def _begin_from_file(given: argparse.Namespace, workload: ModuleType) -> _run.Run:
+    """Check a run of the values in a configuration file of the system that a workload reproduces."""
+    if given.resume:
+        raise RunError("--config: a run that goes on has its values with it; leave this out, and name its --out")
+    package = f"{workloads.__name__}._{given.name}"
+    if not (importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.original")):
+        raise DataError(f"--config: {given.name} reads no other system's files; write its values by --set")
+    original = importlib.import_module(f"{package}.original")
+    told, changes = original.read(given.config, workload.Config), configuration.flatten(_values(given))
+    values = original.resolved(told, changes, given.mode)
+    try:
+        config = configuration.build(workload.Config, values)
+    except ConfigError as error:
+        where = "" if error.key in changes else f"{given.config}: "
+        raise ConfigError(f"{where}{error.key}", error.problem) from error
+    if told.tracking:
+        logger.warning("%s: W&B follows searches (section tracking); this run writes local files alone", given.config)
+    reserved = given.out is None
+    given.out = given.out or original.run_folder(told, original.name_of(config))
+    try:
+        run = _run.begin(given.out, given.name, workload, values, given.metric)
+    except BaseException:
+        if reserved:
+            given.out.parent.rmdir()  # nothing has been written yet
+        raise
+    source = {"file": str(given.config), "sha256": told.sha256, "changes": changes, "mode": given.mode}
+    return dataclasses.replace(run, record={**run.record, "source": source})
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -172,20 +207,33 @@ def cost(given: argparse.Namespace) -> None:
     print("\n\n".join(measure.table(measure.rows(each)) for each in found))
 
 
+def filters(given: argparse.Namespace) -> None:
+    """Look at the filters of a checkpoint, and at those that values of `prune` would drop; print the files' paths."""
+    workload = workloads.load(given.name)
+    if not hasattr(workload, "filters"):
+        raise DataError(
+            f"{given.name}: its networks cannot be pruned; take a workload whose `list` shows prune.default"
+        )
+    for path in workload.filters(_run.checkpoint(given.checkpoint), _out(given), **_changes(given)):
+        print(path)
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workloads", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for function in (list_, train, lr, evaluate, predict, inspect, export, cost):
+    for function in (list_, train, lr, evaluate, predict, inspect, filters, export, cost):
         name, text = function.__name__.rstrip("_"), function.__doc__
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=function)
         nargs = "?" if function is list_ else None
         command.add_argument("name", metavar="NAME", nargs=nargs, help="workload; `list` shows them")
         text = "value of the workload's Config; preset=NAME starts from one of its presets"
-        if function in (evaluate, predict, export, cost):
+        if function in (evaluate, predict, filters, export, cost):
             text = "value of the Config that is another than in training, such as batch sizes, precision or data"
+        if function is filters:
+            text = "value of prune, such as prune.default=0.3, or one that is another than in training"
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
-        if function in (evaluate, predict, export, cost):
+        if function in (evaluate, predict, filters, export, cost):
             text = "folder of a checkpoint, a model or a run"
             command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=text)
         if function is not list_:
@@ -202,6 +250,10 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     commands["train"].add_argument("--resume", action="store_true", help="go on from the last whole epoch in --out")
     text = "training steps from the lowest rate to the highest (default: 100)"
     commands["lr"].add_argument("--steps", type=_steps, default=100, metavar="COUNT", help=text)
+    text = "start from a configuration file of the system that the workload reproduces; --set has the last word"
+    commands["train"].add_argument("--config", metavar="FILE", type=Path, help=text)
+    text = "with --config and --set parent=FOLDER: what the pruned network begins with: none (or null), random, rewind"
+    commands["train"].add_argument("--mode", "--reinitialize_weights", metavar="MODE", help=text)
     text = "what to score on (default: test)"
     commands["evaluate"].add_argument("--split", choices=SPLITS, default="test", help=text)
     commands["predict"].add_argument("source", metavar="IMAGES", type=Path, help="an image, or a folder of images")

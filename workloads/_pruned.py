@@ -243,7 +243,7 @@ def check(config: PrunableConfig, blank: Blank) -> None:
     """
     if config.prune.mode == "rewind" and config.parent is not None:
         checkpoints.check_rewind(parent_of(config).folder)
-    if config.prune.active or config.prune.blocks:
+    if config.prune.active or config.prune.blocks or config.prune.where != Prune().where:
         with torch.device("meta"):
             model = blank.build()
         pruning.check(config.prune, model, pruning.trace(model, *blank.shape))

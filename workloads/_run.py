@@ -1,6 +1,7 @@
 """One training in a folder of its own, without Ray: what it keeps, and how it goes on.
 
-run.json         workload, every value of its Config, the metric that `best` goes by, the data's manifest
+run.json         workload, every value of its Config, the metric that `best` goes by, the data's manifest; perhaps the
+                 file that the values came from
 metrics.jsonl    a line for each epoch
 best/, last/     checkpoint folders: one to use, one to go on from
 epoch_N/         that of one epoch, kept for good, where the Config has a rewind_epoch
@@ -8,6 +9,7 @@ epoch_N/         that of one epoch, kept for good, where the Config has a rewind
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -82,7 +84,8 @@ def go_on(folder: Path, name: str, workload: ModuleType, values: Mapping[str, An
     manifest = workload.prepare(config)
     if manifest["sha256"] != record["manifest"]["sha256"]:
         raise RunError(f"{folder}: its data has changed since; start a new run by --out")
-    return _run(folder, name, workload, config, record["metric"], manifest, resume=_recovered(folder / LAST))
+    run = _run(folder, name, workload, config, record["metric"], manifest, resume=_recovered(folder / LAST))
+    return dataclasses.replace(run, record={**record, **run.record})
 
 
 def train(run: Run) -> Path:

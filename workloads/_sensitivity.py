@@ -115,9 +115,8 @@ def _ranked(prune: Prune, whole: nn.Module, channels: Channels) -> list[str]:
 
 def _plan(prune: Prune, whole: nn.Module, channels: Channels, scores: Mapping[str, Any]) -> plan.Plan:
     groups = blocks.of(whole, channels, tied=prune.backend == "blocks")
-    ratios = blocks.ratios(groups, prune.blocks, prune.default)
     by_block = {name: scores[block.ranked] for name, block in groups.items()}
-    return pruning.plan_from(prune, channels, groups, ratios, by_block)
+    return pruning.plan_from(prune, channels, groups, by_block)
 
 
 def _only(prune: Prune, name: str, value: float) -> Prune:

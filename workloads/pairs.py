@@ -44,7 +44,7 @@ from segmentation.prediction import FlipAverage, predict_tiles
 from segmentation.samples import Samples
 from segmentation.splits import Splits
 from segmentation.training import Parts
-from workloads import _model, _pruned, _sensitivity
+from workloads import _filters, _model, _pruned, _sensitivity
 from workloads._pairs import dataset, figures
 from workloads._pairs.dataset import Data
 from workloads._pruned import PrunableConfig
@@ -57,6 +57,7 @@ __all__ = [
     "check",
     "evaluate",
     "facts",
+    "filters",
     "inspect",
     "metrics",
     "parts",
@@ -306,6 +307,14 @@ def deployment(config: Config) -> dict[str, Any]:
     """Return how an exported network is used."""
     colours = tuple(drawing.CLASS_COLOURS[index % len(drawing.CLASS_COLOURS)] for index in range(config.data.classes))
     return {"tile": config.data.tile, "overlap": config.overlap, "flips": config.flips, "colours": colours}
+
+
+def filters(checkpoint: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
+    """Look at a checkpoint's filters, and at those that values of `prune` would drop; see workloads._filters."""
+    others, asked = _filters.split(changes)
+    config, model, normaliser = load(checkpoint, others)
+    samples, made = dataset.load(config.data)
+    return _filters.write(checkpoint, config, model, _job(config, samples, made, normaliser), out_dir, asked)
 
 
 def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:

@@ -37,6 +37,10 @@ class Prune:
 
     default: float = 0.0
     """Ratio of every block without one of its own."""
+    where: str = blocks.ALL
+    """Which part of the network default, global, macs and params speak of; ratios of single blocks hold everywhere.
+    all, encoder, decoder, deep (the bottleneck, and the deepest level of both), or the name of a block, such as
+    decoders.1."""
     global_: float = 0.0
     """Share of the filters of all blocks together, the least important anywhere first; instead of ratios."""
     macs: float = 1.0
@@ -79,6 +83,10 @@ class Prune:
         ways |= {"params": self.params < 1, "ratios": self.default > 0 or any(self.blocks.values())}
         if len(chosen := [name for name, on in ways.items() if on]) > 1:
             raise ValueError(f"{chosen[0]}: together with {chosen[1]}; filters can go in one way at a time")
+        if self.plan is not None and self.where != blocks.ALL:
+            raise ValueError(
+                f"where: got {self.where!r} together with a plan, which says itself what goes; leave one out"
+            )
 
     @property
     def active(self) -> bool:
@@ -108,15 +116,28 @@ def make_plan(
         found = plan.read(Path(prune.plan))
         plan.origins(channels, found)
         return found
-    groups = (
-        dependency_graph.blocks(model, channels)
-        if prune.backend == "depgraph"
-        else (blocks.of(model, channels, tied=prune.backend == "blocks"))
-    )
-    ratios = blocks.ratios(groups, prune.blocks, prune.default)
+    groups = blocks_of(prune, model, channels)
+    ratios(prune, channels, groups)  # refuses a wrong name before any filter is scored
     ranked = [block.ranked for block in groups.values()]
     by_layer = importance.scores(model, channels, ranked, prune.importance, images=images, seed=seed)
-    return plan_from(prune, channels, groups, ratios, {name: by_layer[block.ranked] for name, block in groups.items()})
+    return plan_from(prune, channels, groups, {name: by_layer[block.ranked] for name, block in groups.items()})
+
+
+def blocks_of(prune: Prune, model: nn.Module, channels: Channels) -> dict[str, Block]:
+    """Return the blocks of a network as the configured backend sees them."""
+    if prune.backend == "depgraph":
+        return dependency_graph.blocks(model, channels)
+    return blocks.of(model, channels, tied=prune.backend == "blocks")
+
+
+def ratios(prune: Prune, channels: Channels, groups: Mapping[str, Block]) -> dict[str, float]:
+    """Return the ratio of every block: its own, else the default where it is in the configured part, else 0.
+
+    Raises:
+        PlanError: for a name that no block has.
+    """
+    inside = blocks.part(groups, channels, prune.where)
+    return blocks.ratios(groups, prune.blocks, prune.default, inside)
 
 
 def check(prune: Prune, model: nn.Module, channels: Channels) -> None:
@@ -131,42 +152,38 @@ def check(prune: Prune, model: nn.Module, channels: Channels) -> None:
         plan.origins(channels, plan.read(Path(prune.plan)))
         return
     groups = blocks.of(model, channels, tied=prune.backend == "blocks")
-    ratios = blocks.ratios(groups, prune.blocks, prune.default)
     equal = {name: torch.ones(block.total, dtype=torch.float64) for name, block in groups.items()}
-    plan_from(dataclasses.replace(prune, threshold=0.0), channels, groups, ratios, equal)
+    plan_from(dataclasses.replace(prune, threshold=0.0), channels, groups, equal)
 
 
-def plan_from(
-    prune: Prune,
-    channels: Channels,
-    groups: Mapping[str, Block],
-    ratios: Mapping[str, float],
-    scores: Mapping[str, Tensor],
-) -> Plan:
+def plan_from(prune: Prune, channels: Channels, groups: Mapping[str, Block], scores: Mapping[str, Tensor]) -> Plan:
     """Return the plan of a configuration where the scores of each block are known; raises as `make_plan`."""
     redundancy = prune.importance in importance.REDUNDANCY
     below = 1 - prune.threshold if redundancy and prune.threshold else math.inf
-    comparable = scores if redundancy else importance.per_block(scores)
-    least = prune.min_channels
+    least, share = prune.min_channels, ratios(prune, channels, groups)
+    inside = blocks.part(groups, channels, prune.where)
+    within = {name: score for name, score in scores.items() if name in inside}
+    comparable = within if redundancy else importance.per_block(within)
     kept: selection.Kept | None
     if prune.global_:
-        count = math.floor(sum(block.total for block in groups.values()) * prune.global_)
+        count = math.floor(sum(groups[name].total for name in inside) * prune.global_)
         kept = selection.together(comparable, count, least=least, below=below)
     elif prune.macs < 1 or prune.params < 1:
         kept = selection.within(comparable, _fits(prune, channels, groups), least=least, below=below)
         if kept is None:
             what = "macs" if prune.macs < 1 else "params"
+            layer = "layer" if prune.where == blocks.ALL else f"layer of {prune.where}"
             raise PlanError(
-                f"{what}: even with {least} channels in every layer more than {getattr(prune, what)} of them are left"
+                f"{what}: even with {least} channels in every {layer} more than {getattr(prune, what)} of them are left"
             )
     else:
-        kept = {name: selection.by_ratio(scores[name], ratios[name], least=least, below=below) for name in groups}
+        kept = {name: selection.by_ratio(scores[name], share[name], least=least, below=below) for name in groups}
     return plan.of(channels, by_origin(groups, kept))
 
 
 def by_origin(groups: Mapping[str, Block], kept: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return what each origin of channels keeps, where blocks keep these."""
-    return {origin: kept[name] for name, block in groups.items() for origin in block.origins}
+    """Return what each origin of channels keeps, where blocks keep these; others are left out, and keep all."""
+    return {origin: places for name, places in kept.items() for origin in groups[name].origins}
 
 
 def _fits(prune: Prune, channels: Channels, groups: Mapping[str, Block]) -> Callable[[selection.Kept], bool]:

@@ -6,7 +6,8 @@ convolution, as in the basic_UNet pruning system. Every other layer is a block b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,6 +16,10 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from segmentation.networks.unet import DoubleConv
 from segmentation.pruning.channels import Channels
 from segmentation.pruning.plan import PlanError, nearest
+
+ALL, PARTS = "all", ("all", "encoder", "decoder", "deep")
+ENCODER, BOTTLENECK = "enc", "bott"
+"""How the names of their layers begin in every network here; what has neither name is of the decoder."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,12 @@ def of(model: nn.Module, channels: Channels, *, tied: bool = True) -> dict[str, 
     }
 
 
-def ratios(blocks: Mapping[str, Block], given: Mapping[str, float], default: float) -> dict[str, float]:
+def ratios(
+    blocks: Mapping[str, Block], given: Mapping[str, float], default: float, inside: Collection[str] | None = None
+) -> dict[str, float]:
     """Return the ratio of every block: that of the longest given name that it has or begins with, or the default.
+
+    inside: the blocks that the default is for, others have 0; None: all.
 
     Raises:
         PlanError: for a name that no block has.
@@ -56,7 +65,43 @@ def ratios(blocks: Mapping[str, Block], given: Mapping[str, float], default: flo
         if not any(_within(block, name) for block in blocks):
             raise PlanError(f"{name}: no block of this network; {nearest(name, blocks)}")
     chosen = {block: max((name for name in given if _within(block, name)), key=len, default=None) for block in blocks}
-    return {block: default if name is None else given[name] for block, name in chosen.items()}
+    others = {block: default if inside is None or block in inside else 0.0 for block in blocks}
+    return {block: others[block] if name is None else given[name] for block, name in chosen.items()}
+
+
+def part(blocks: Mapping[str, Block], channels: Channels, where: str) -> tuple[str, ...]:
+    """Return the blocks of a part of the network, in order: one of `PARTS`, or the name of a block or of all below it.
+
+    deep: the two coarsest resolutions, which are the bottleneck and the deepest levels of encoder and decoder.
+
+    Raises:
+        PlanError: if the network has no such part.
+    """
+    if where == ALL:
+        return tuple(blocks)
+    if where == "deep":
+        coarsest = sorted({_pixels(channels, block) for block in blocks.values()})[:2]
+        return tuple(name for name, block in blocks.items() if _pixels(channels, block) in coarsest)
+    sides = {name: _side(name) for name in blocks}
+    found = [name for name, side in sides.items() if where in (side, name) or _within(name, where)]
+    if not found or (where == "decoder" and "encoder" not in sides.values()):
+        raise PlanError(
+            f"where: got {where!r}; no part and no block of this network; {nearest(where, (*PARTS, *blocks))}"
+        )
+    return tuple(found)
+
+
+def _side(block: str) -> str:
+    if block.startswith(BOTTLENECK):
+        return "bottleneck"
+    return "encoder" if block.startswith(ENCODER) else "decoder"
+
+
+def _pixels(channels: Channels, block: Block) -> int:
+    """Return how many pixels the maps of a block have."""
+    layer = channels.layers[block.ranked]
+    larger = math.prod(layer.module.stride) if isinstance(layer.module, _ConvTransposeNd) else 1
+    return layer.places * larger
 
 
 def _within(block: str, name: str) -> bool:
@@ -72,7 +117,8 @@ def _levels(model: nn.Module, channels: Channels) -> dict[str, str]:
         inside = [layer for layer in channels.convolutions() if layer.name.startswith(f"{name}.")]
         width = inside[-1].writes[0][1]
         before = [origin for origin, count in inside[0].reads if count == width and _is_transposed(channels, origin)]
-        for origin in [*before, *(layer.writes[0][0] for layer in inside)]:
+        same = [layer.writes[0][0] for layer in inside if layer.writes[0][1] == width]  # not so once pruned by layers
+        for origin in [*before, *same]:
             owner.setdefault(origin, name)
     return owner
 

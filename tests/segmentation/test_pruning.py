@@ -315,6 +315,95 @@ def test_filters_go_in_one_way_at_a_time(given):
         Prune(**given)
 
 
+PARTS = {
+    "tinyunet": {"enc2.1.0", "bott.1.0", "up1", "dec1.0.0"},
+    "unet": {"encoders.1", "bottleneck", "decoders.1"},
+    "unetplusplus": {"encoders.2", "encoders.3", "nodes.2.0"},
+    "unet3plus": {f"decoder.levels.2.branches.{level}.0" for level in range(4)}
+    | {"encoder.levels.2", "encoder.levels.3", "decoder.levels.2.fuse.0"},
+}
+
+
+@pytest.mark.row("P50")
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_parts_of_a_network_are_its_sides_and_its_two_coarsest_resolutions(name):
+    model = networks.build(SMALL[name], 1, 2)
+    graph = channels.trace(model, 1)
+    groups = blocks.of(model, graph)
+    encoder, decoder, deep = (blocks.part(groups, graph, where) for where in ("encoder", "decoder", "deep"))
+    assert set(deep) == PARTS[name]
+    assert {block[:3] for block in encoder} == {"enc"}
+    assert set(groups) - set(encoder) - set(decoder) <= {"bottleneck", "bott.1.0"}
+    assert set(encoder).isdisjoint(decoder)
+    assert blocks.part(groups, graph, "all") == tuple(groups)
+
+
+@pytest.mark.row("P50")
+@pytest.mark.parametrize("where", ["encoder", "decoder", "deep", "decoders.1"])
+@pytest.mark.parametrize("way", [{"default": 0.5}, {"global_": 0.4}, {"macs": 0.9}, {"params": 0.9}])
+def test_a_part_alone_is_pruned_whatever_the_way(where, way):
+    model = alive(SMALL["unet"])
+    graph = channels.trace(model, 1)
+    groups = blocks.of(model, graph)
+    made = pruning.make_plan(Prune(where=where, **way), model, graph)
+    left = {name: len(made.kept[block.ranked]) for name, block in groups.items()}
+    inside = blocks.part(groups, graph, where)
+    assert {name for name in groups if left[name] < groups[name].total} <= set(inside)
+    total, gone = (sum(count[name] for name in inside) for count in ({n: b.total for n, b in groups.items()}, left))
+    gone = total - gone
+    if "default" in way:
+        assert gone == sum(math.floor(groups[name].total * 0.5) for name in inside)
+    elif "global_" in way:
+        assert gone == math.floor(total * 0.4)
+    else:
+        assert gone > 0
+
+
+@pytest.mark.row("P50")
+def test_a_block_with_a_ratio_of_its_own_has_it_inside_and_outside_the_part():
+    model = alive(SMALL["unet"])
+    graph = channels.trace(model, 1)
+    prune = Prune(default=0.5, where="encoder", blocks={"encoders.0": 0.25, "decoders.1": 0.75})
+    found = pruning.ratios(prune, graph, blocks.of(model, graph))
+    assert found == {"encoders.0": 0.25, "encoders.1": 0.5, "bottleneck": 0.0, "decoders.1": 0.75, "decoders.3": 0.0}
+
+
+@pytest.mark.row("P50")
+def test_an_unknown_part_is_refused_with_the_nearest_and_before_any_weights_are_there():
+    with torch.device("meta"):
+        model = networks.build(SMALL["unet"], 1, 2)
+    graph = channels.trace(model, 1)
+    with pytest.raises(plan.PlanError, match=r"where: got 'decoder\.1'; no part .* did you mean 'decoders\.1'"):
+        pruning.check(Prune(default=0.1, where="decoder.1"), model, graph)
+    with pytest.raises(plan.PlanError, match=r"every layer of encoders\.0 more than 0\.5"):
+        pruning.check(Prune(params=0.5, where="encoders.0"), model, graph)
+    with pytest.raises(ValueError, match="where: got 'deep' together with a plan"):
+        Prune(plan="some.json", where="deep")
+
+
+def test_a_network_whose_names_tell_no_sides_has_none():
+    model = fcn()
+    graph = channels.trace(model, 1)
+    with pytest.raises(plan.PlanError, match="where: got 'decoder'"):
+        blocks.part(blocks.of(model, graph), graph, "decoder")
+
+
+@pytest.mark.parametrize("backend", ["blocks", "layers"])
+def test_a_network_that_was_pruned_can_be_pruned_again_by_blocks(backend):
+    model = alive(SMALL["unet"])
+    graph = channels.trace(model, 1)
+    made = pruning.make_plan(Prune(global_=0.4, backend=backend, importance="random"), model, graph, seed=1)
+    once = pruning.apply(model, graph, made).eval()
+    again = channels.trace(once, 1)
+    assert all(
+        {again.sizes()[origin] for origin in block.origins} == {block.total}
+        for block in blocks.of(once, again).values()
+    )
+    for seed in range(3):
+        other = pruning.make_plan(Prune(default=0.5, importance="random"), once, again, seed=seed)
+        assert difference(once, again, plan.origins(again, other)) < 1e-5
+
+
 @pytest.mark.row("P17")
 def test_weights_that_stay_are_those_of_the_parent():
     model = alive(SMALL["unet"])

@@ -73,7 +73,7 @@ def test_list_shows_every_value_and_metric(name, capsys):
     out = capsys.readouterr().out
     module = workloads.load(name)
     for field in command.configuration.fields(module.Config).values():
-        assert f"  {field.name} = " in out
+        assert f"  {field.name}{'  (' if field.name.endswith(command.configuration.OPEN) else ' = '}" in out
         assert field.help.splitlines()[0] in out
     for metric, mode in module.metrics(module.Config()).items():
         assert [metric, mode] in [line.split() for line in out.splitlines()]
