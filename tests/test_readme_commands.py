@@ -89,8 +89,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run one command of the README with what makes it short."""
     text = command.replace("data.root=mine", f"data.root={places['mine']}")
-    for name in ("/data/telescope", "/data/spark", "/data/acdc", "IMAGES", "CHECKPOINT", "NAME"):
-    for name in ("/data/telescope", "/data/spark", "IMAGES", "CHECKPOINT", "FILE", "NAME"):
+    for name in ("/data/telescope", "/data/spark", "/data/acdc", "IMAGES", "CHECKPOINT", "FILE", "NAME"):
         text = text.replace(name, places[name])
     text += SHORTER[command].format(**places)
     # What `source .venv/bin/activate` does.
