@@ -67,11 +67,14 @@ def lines(
 
 
 def write(path: Path, spec: SearchSpec, found: Sequence[Line], table: Mapping[str, str]) -> Path:
-    """Write the lines as CSV; what is unknown stays empty."""
+    """Write the lines as CSV; what is unknown stays empty.
+
+    An objective that the table has too, such as gmacs, stands once: as evaluated, or else as the trial told it.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metric, searched = leaderboard.headline(spec), [parameter.name for parameter in spec.parameters]
-    objectives = [objective.metric for objective in spec.objectives]
+    objectives = [objective.metric for objective in spec.objectives if objective.metric not in table]
     ends = ("", "_low", "_high")
     scores = [f"{name}{end}" for name in (f"test_{metric}", f"test_{metric}_minus_parent") for end in ends]
     writer.writerow(["name", "on_front", *objectives, *table, *scores, *searched])
@@ -79,7 +82,7 @@ def write(path: Path, spec: SearchSpec, found: Sequence[Line], table: Mapping[st
         intervals = [value for one in (line.test, line.difference) for value in (one.value, one.low, one.high)]
         cells = [
             *(line.validation.get(name) for name in objectives),
-            *(line.figures.get(heading) for heading in table.values()),
+            *(line.figures.get(heading, line.validation.get(key)) for key, heading in table.items()),
             *intervals,
             *(line.params.get(name) for name in searched),
         ]

@@ -305,7 +305,7 @@ def _examples(paths: StudyPaths, rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _compared(spec: SearchSpec, lines: Sequence[Line]) -> dict[str, Any]:
     """Return the table of what networks cost; empty without lines."""
     if not lines:
-        return {"headings": [], "rows": [], "searched": []}
+        return {"headings": [], "rows": []}
     headings = next((list(line.figures) for line in lines if line.figures), [])
     objectives = [objective.metric for objective in spec.objectives]
     rows = [

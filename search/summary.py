@@ -26,6 +26,7 @@ def plan_text(plan: Plan) -> str:
     lines = {
         "search": f"{spec.name}, workload {spec.workload}, in {plan.paths.folder}{_ended(plan)}",
         "data": f"{samples}{'; SYNTHETIC' if plan.manifest.get('synthetic') else ''}",
+        "parent": _parent(plan),
         "objective": ", ".join(map(_objective, spec.objectives)),
         "parameters": "",
         **{f"  {parameter.name}": _parameter(parameter) for parameter in spec.parameters},
@@ -53,7 +54,8 @@ def result_text(plan: Plan, rows: Sequence[Row]) -> str:
     }
     if plan.paths.pareto.is_file() and plan.compares:
         places["cost and score"] = plan.paths.pareto
-    where = [f"{name:15} {_short(place)}" for name, place in places.items()]
+    width = max(map(len, places)) + 1
+    where = [f"{name:{width}} {_short(place)}" for name, place in places.items()]
     return "\n".join([*_table(plan.spec, rows), "", *why, "", *where])
 
 
@@ -82,6 +84,15 @@ def _slots(plan: Plan) -> str:
 def _ended(plan: Plan) -> str:
     count = sum(1 for _ in plan.paths.trial(0).parent.glob(f"*/{RESULT}"))
     return f" ({count} trials have ended there)" if count else ""
+
+
+def _parent(plan: Plan) -> str:
+    wanted = plan.spec.parent
+    if not wanted.wanted:
+        return ""
+    values = ", ".join(f"{name} {show(value)}" for name, value in wanted.train.values.items())
+    source = wanted.checkpoint or (f"the best of {wanted.study}" if wanted.study else f"trained first: {values}")
+    return f"{source} (pinned)" if plan.paths.parent.is_dir() else source
 
 
 def _objective(objective: Objective) -> str:

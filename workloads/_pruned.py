@@ -26,8 +26,9 @@ from segmentation.epoch import DataError, Epoch
 from segmentation.networks import Network
 from segmentation.pruning import Channels, Plan, PlanError, Prune, plan, weights
 from segmentation.pruning.importance import REDUNDANCY
+from segmentation.splits import Splits
 from segmentation.training import TrainingConfig
-from workloads import _run
+from workloads import _model, _run
 
 LATENCY_RUNS, LATENCY_WARMUP = 15, 3
 UNINHERITED = ("prune",)
@@ -47,6 +48,7 @@ TABLE = {
 """
 BEFORE = ("mean_dice", "mean_dice_no_bg")
 """Scores that are told of a network as it is before it is trained."""
+NO_REWIND = "mode: rewind begins from a parent's early weights; set parent, or write none or random"
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +113,10 @@ class Parent:
     folder: Path
     record: Mapping[str, Any]
     weights: Mapping[str, Tensor]
-    network: Network
 
 
-def inherited(config: C, workload: str) -> C:
-    """Return the configuration with the network of its parent.
+def inherited(config: C, workload: str, resume: Path | None = None) -> C:
+    """Return the configuration with the network of its parent; or of the checkpoint that it goes on from.
 
     Raises:
         DataError: if there is no such parent, it is another one than its digest says, of another workload, or of
@@ -123,15 +124,39 @@ def inherited(config: C, workload: str) -> C:
     """
     if config.parent is None:
         return config
+    if resume is not None:  # the parent may be gone
+        return dataclasses.replace(config, network=_network(checkpoints.read_meta(resume)))
     found = parent_of(config)
     if found.record.get("workload") != workload:
         raise DataError(f"parent {config.parent}: of workload {found.record.get('workload')!r}; expected {workload!r}")
-    network = networks.without_weights(found.network)
-    if config.network not in (Network(), found.network, network):
-        both = [(item.name, getattr(config.network, item.name), getattr(network, item.name)) for item in _FIELDS]
+    return _with_network(config, _network(found.record), config.parent)
+
+
+def expected(config: C, workload: str, training: C | None) -> C:
+    """Return the configuration as `inherited` does, where the parent may still have to be trained.
+
+    training: its configuration.
+
+    Raises:
+        DataError: as `inherited`, or where there will be no weights to rewind to.
+    """
+    if config.parent is not None:
+        return inherited(config, workload)
+    if config.prune.mode == "rewind" and training is None:
+        raise PlanError(NO_REWIND)
+    if config.prune.mode == "rewind" and training is not None and not training.rewind_epoch:
+        raise DataError("mode: rewind begins from an early epoch of the parent; set parent.train.rewind_epoch")
+    return config if training is None else _with_network(config, training.network, "still to be trained")
+
+
+def _with_network(config: C, network: Network, source: str) -> C:
+    """Return the configuration with a parent's network, refused if it asks for another; see `inherited`."""
+    bare = networks.without_weights(network)
+    if config.network not in (Network(), network, bare):
+        both = [(item.name, getattr(config.network, item.name), getattr(bare, item.name)) for item in _FIELDS]
         differing = "; ".join(f"network.{name} {mine!r} is {its!r} there" for name, mine, its in both if mine != its)
-        raise DataError(f"parent {config.parent}: another network: {differing}; leave network out, or give its values")
-    return dataclasses.replace(config, network=network)
+        raise DataError(f"parent {source}: another network: {differing}; leave network out, or give its values")
+    return dataclasses.replace(config, network=bare)
 
 
 _FIELDS = dataclasses.fields(Network)
@@ -156,10 +181,28 @@ def parent_of(config: PrunableConfig) -> Parent:
 @functools.lru_cache(maxsize=1)
 def _read(given: str, identity: str) -> Parent:
     names = (checkpoints.META_FILE, checkpoints.WEIGHTS_FILE, checkpoints.REWIND_FILE)
-    folder = cache.local_copy(Path(given), identity, names)
-    record = checkpoints.read_meta(folder)
-    values = {key.removeprefix("network."): value for key, value in record["config"].items() if "network." in key}
-    return Parent(folder, record, checkpoints.load_tensors(folder), configuration.build(Network, values))
+    folder = cache.local_copy(Path(given), identity, names, check=_check_whole)
+    return Parent(folder, checkpoints.read_meta(folder), checkpoints.load_tensors(folder))
+
+
+def _check_whole(folder: Path) -> None:
+    """Refuse a parent whose files are not those that were saved."""
+    checkpoints.load_tensors(folder)
+    if checkpoints.has_rewind(folder):
+        checkpoints.load_rewind(folder)
+
+
+def _network(record: Mapping[str, Any]) -> Network:
+    """Return the network that a checkpoint's configuration names."""
+    values: Mapping[str, Any] = record["config"]
+    mine = {key.removeprefix("network."): value for key, value in values.items() if key.startswith("network.")}
+    return configuration.build(Network, mine)
+
+
+def refuse_seen(config: PrunableConfig, made: Splits) -> None:
+    """Raise DataError if a parent has learned from a test sample of today, or was chosen by one."""
+    if config.parent is not None:
+        _model.refuse_seen(_run.checkpoint(Path(config.parent)), made)
 
 
 def begin(config: PrunableConfig, job: Job) -> Begun:
@@ -238,7 +281,7 @@ def check(config: PrunableConfig, blank: Blank) -> None:
         CheckpointError: if there is nothing to rewind to.
     """
     if config.prune.mode == "rewind" and config.parent is not None:
-        checkpoints.check_rewind(parent_of(config).folder)
+        checkpoints.check_rewind(_run.checkpoint(Path(config.parent)))
     if config.prune.active or config.prune.blocks:
         with torch.device("meta"):
             model = blank.build()
@@ -355,7 +398,7 @@ def _weighed(
         return smaller, {**told, "drawn": weights.draw(smaller, config.seed)}
     if config.prune.mode == "rewind":
         if config.parent is None:
-            raise PlanError("mode: rewind begins from a parent's early weights; set parent, or write none or random")
+            raise PlanError(NO_REWIND)
         # The plan is that of the trained weights; the early ones are only cut by it.
         early = copy.deepcopy(whole)
         checkpoints.fill(early, checkpoints.load_rewind(parent_of(config).folder), source=f"{config.parent} rewind")
