@@ -181,15 +181,21 @@ def parent_of(config: PrunableConfig) -> Parent:
 @functools.lru_cache(maxsize=1)
 def _read(given: str, identity: str) -> Parent:
     names = (checkpoints.META_FILE, checkpoints.WEIGHTS_FILE, checkpoints.REWIND_FILE)
-    folder = cache.local_copy(Path(given), identity, names, check=_check_whole)
+    folder = cache.local_copy(Path(given), identity, names, check=functools.partial(_check_whole, given))
     return Parent(folder, checkpoints.read_meta(folder), checkpoints.load_tensors(folder))
 
 
-def _check_whole(folder: Path) -> None:
-    """Refuse a parent whose files are not those that were saved."""
-    checkpoints.load_tensors(folder)
-    if checkpoints.has_rewind(folder):
-        checkpoints.load_rewind(folder)
+def _check_whole(given: str, folder: Path) -> None:
+    """Refuse the copy of a parent whose files are not those that were saved."""
+    try:
+        checkpoints.load_tensors(folder)
+        if checkpoints.has_rewind(folder):
+            checkpoints.load_rewind(folder)
+    except checkpoints.CheckpointError as error:
+        raise checkpoints.CheckpointError(
+            f"parent {given}: its weights are not those that {checkpoints.META_FILE} describes, damaged or half "
+            "overwritten; put them back, or name another checkpoint"
+        ) from error
 
 
 def _network(record: Mapping[str, Any]) -> Network:
@@ -365,8 +371,9 @@ def sizes(told: Mapping[str, Any]) -> dict[str, int]:
 
 def _scores_before(config: PrunableConfig, model: nn.Module, job: Job, split: str) -> dict[str, float]:
     """Return the mean Dice of a network before it is trained, with and without background, as NAME_before."""
+    model = model.to(training.resolve_device(config.device)).eval()  # outside: what is moved inside never learns again
     with torch.inference_mode():
-        found = job.score(model.to(training.resolve_device(config.device)).eval(), split)
+        found = job.score(model, split)
     return {f"{name}_before": found[name] for name in BEFORE if name in found}
 
 
@@ -399,6 +406,7 @@ def _weighed(
     if config.prune.mode == "rewind":
         if config.parent is None:
             raise PlanError(NO_REWIND)
+        checkpoints.check_rewind(_run.checkpoint(Path(config.parent)))
         # The plan is that of the trained weights; the early ones are only cut by it.
         early = copy.deepcopy(whole)
         checkpoints.fill(early, checkpoints.load_rewind(parent_of(config).folder), source=f"{config.parent} rewind")

@@ -9,6 +9,7 @@ every parameter that alone does not lose more.
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import io
@@ -69,9 +70,8 @@ def scan(config: PrunableConfig, job: Job, searched: Mapping[str, Sequence[float
 
     def tried(name: str, value: float) -> Row | None:
         try:
-            prune = _only(config.prune, name, value)
-            made = _plan(prune, whole, channels, scores)
-        except (PlanError, ValueError):  # too much of one block, or of what this search does not vary alone
+            made = _plan(_only(config.prune, name, value), whole, channels, scores)
+        except PlanError:  # a budget that is out of reach
             return None
         smaller = pruning.apply(whole, channels, made)
         weights.recalibrate(smaller, seen, config.prune.recalibrate)
@@ -79,7 +79,7 @@ def scan(config: PrunableConfig, job: Job, searched: Mapping[str, Sequence[float
         return Row(name, value, _score(smaller, job, device), channels.parameters(widths), channels.macs(widths) / 1e9)
 
     searched = {name: bounds for name, bounds in searched.items() if _prunes(name)}
-    base = _score(whole, job, device)
+    base = _score(copy.deepcopy(whole), job, device)
     wanted = {*_of_blocks(config.prune, whole, channels), *_of_searched(searched)}
     rows = [row for name, value in sorted(wanted) if (row := tried(name, value)) is not None]
     _write(out_dir, rows, base)
@@ -131,7 +131,10 @@ def _plan(prune: Prune, whole: nn.Module, channels: Channels, scores: Mapping[st
 def _only(prune: Prune, name: str, value: float) -> Prune:
     """Return the configuration in which one value alone prunes."""
     nothing = dataclasses.replace(prune, default=0.0, global_=0.0, macs=1.0, params=1.0, plan=None, blocks={})
-    return configuration.replace(nothing, {name.removeprefix(PREFIX): value})
+    own = name.removeprefix(PREFIX)
+    if own in AMOUNTS:
+        return configuration.replace(nothing, {own: value})
+    return dataclasses.replace(nothing, blocks={own: value})
 
 
 def _of_blocks(prune: Prune, whole: nn.Module, channels: Channels) -> Iterator[tuple[str, float]]:
@@ -145,9 +148,10 @@ def _of_searched(searched: Mapping[str, Sequence[float]]) -> Iterator[tuple[str,
         yield from ((name, value) for value in (low, *inner, high))
 
 
-@torch.inference_mode()
 def _score(model: nn.Module, job: Job, device: torch.device) -> float:
-    return float(job.score(model.to(device).eval(), "validation").get(SCORE, 0.0))
+    """Return the score of a network that is moved to the device and may not be used afterwards."""
+    with torch.inference_mode():
+        return float(job.score(model.to(device).eval(), "validation").get(SCORE, 0.0))
 
 
 def _write(out_dir: Path, rows: Sequence[Row], base: float) -> None:
