@@ -6,16 +6,12 @@ one slice at a time, one thread, so that whatever else the machine does falls on
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from benchmarks import _hearts
-from segmentation.deployment.measure import latency
+from segmentation.deployment.measure import in_turns
 from segmentation.networks import cost
 from workloads import acdc
 
@@ -29,29 +25,17 @@ def measure(
 
     timed: side of the slice that is timed, in pixels.
     """
-    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         both = _hearts.family(Path(folder), epochs=epochs, tuned=tuned, size=size, macs=macs)
         whole, small = (acdc.load(path)[1] for path in (both.parent, both.pruned))
-    image = torch.rand(1, 1, timed, timed)
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            rows = [[_p50_ms(model, image) for model in (whole, small)] for _ in range(rounds)]
-    finally:
-        torch.set_num_threads(threads)
+    parent_ms, pruned_ms = in_turns((whole, small), 1, timed, timed, threads=1, rounds=rounds)
     counted = [cost.macs(model, 1, timed, timed) for model in (whole, small)]
-    parent_ms, pruned_ms = (statistics.median(column) for column in zip(*rows, strict=True))
     return {
-        "latency_ratio": round(statistics.median(pruned / parent for parent, pruned in rows), 4),
+        "latency_ratio": round(pruned_ms / parent_ms, 4),
         "macs_ratio": round(counted[1] / counted[0], 4),
         "parent_ms": round(parent_ms, 2),
         "pruned_ms": round(pruned_ms, 2),
     }
-
-
-def _p50_ms(model: nn.Module, image: Tensor) -> float:
-    return latency(lambda: model(image), runs=5, warmup=1).p50_ms
 
 
 def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:

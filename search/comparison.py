@@ -51,7 +51,6 @@ def lines(
 
     table: metrics of an evaluation to show, and their headings.
     """
-    table = shown(spec, table)
     by_name = {str(item["name"]): item for item in evaluations}
     front = {record.number for record in pareto(records, spec.objectives)}
     of_trial = {record.number: record for record in records}
@@ -67,19 +66,15 @@ def lines(
     return [*first, *order]
 
 
-def shown(spec: SearchSpec, table: Mapping[str, str]) -> dict[str, str]:
-    """Return the table without what is an objective anyway, and the same on both splits."""
-    objectives = {objective.metric for objective in spec.objectives}
-    return {key: heading for key, heading in table.items() if key not in objectives}
-
-
 def write(path: Path, spec: SearchSpec, found: Sequence[Line], table: Mapping[str, str]) -> Path:
-    """Write the lines as CSV; what is unknown stays empty."""
-    table = shown(spec, table)
+    """Write the lines as CSV; what is unknown stays empty.
+
+    An objective that the table has too, such as gmacs, stands once: as evaluated, or else as the trial told it.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metric, searched = leaderboard.headline(spec), [parameter.name for parameter in spec.parameters]
-    objectives = [objective.metric for objective in spec.objectives]
+    objectives = [objective.metric for objective in spec.objectives if objective.metric not in table]
     ends = ("", "_low", "_high")
     scores = [f"{name}{end}" for name in (f"test_{metric}", f"test_{metric}_minus_parent") for end in ends]
     writer.writerow(["name", "on_front", *objectives, *table, *scores, *searched])
@@ -87,7 +82,7 @@ def write(path: Path, spec: SearchSpec, found: Sequence[Line], table: Mapping[st
         intervals = [value for one in (line.test, line.difference) for value in (one.value, one.low, one.high)]
         cells = [
             *(line.validation.get(name) for name in objectives),
-            *(line.figures.get(heading) for heading in table.values()),
+            *(line.figures.get(heading, line.validation.get(key)) for key, heading in table.items()),
             *intervals,
             *(line.params.get(name) for name in searched),
         ]

@@ -13,20 +13,21 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 import configuration
 import durable
-from search import comparison, samplers, spec_file, workload
-from search.errors import SearchError, SpecError, StudyError
+from search import comparison, samplers, space, spec_file, workload
+from search.errors import DiskError, SearchError, SpecError, StudyError, disk_error, is_disk
 from search.evaluation import Candidate
-from search.planning import Plan
 from search.record import StudyPaths
-from search.spec import Parameter, SearchSpec, Stopping
+from search.spec import SearchSpec, Stopping
 from search.study import Study
+
+if TYPE_CHECKING:
+    from search.planning import Plan
 
 NOTE = "parent"
 SCAN_NOTE = "sensitivity"
@@ -45,14 +46,17 @@ def inherit(plan: Plan, run: Callable[[Study], None]) -> Plan:
     """
     if not plan.spec.parent.wanted:
         return plan
-    folder = plan.paths.parent
-    if not folder.is_dir():
-        _pin(_source(plan, run), folder)
-    sha256 = durable.sealed(folder)
-    if sha256 is None:
-        raise StudyError(f"{folder}: damaged since it was pinned; put it back, or start a study of its own by --study")
-    fixed = {**plan.spec.fixed, "parent": str(folder.absolute()), "parent_sha256": sha256}
+    if (sha256 := _pinned(plan.paths)) is None:
+        sha256 = _pin(_source(plan.spec) or _trained(plan, run), plan.paths.parent)
+    fixed = {**plan.spec.fixed, "parent": str(plan.paths.parent.absolute()), "parent_sha256": sha256}
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, fixed=fixed))
+
+
+def known(spec: SearchSpec, paths: StudyPaths) -> Path | None:
+    """Return the parent's checkpoint; None: there is none, or it is still to be trained. Raises as `inherit`."""
+    if not spec.parent.wanted:
+        return None
+    return paths.parent if _pinned(paths) else _source(spec)
 
 
 def scan(plan: Plan, start: Callable[[], None]) -> dict[str, Any] | None:
@@ -61,6 +65,9 @@ def scan(plan: Plan, start: Callable[[], None]) -> dict[str, Any] | None:
     Args:
         plan: from `inherit`.
         start: brings Ray up.
+    Raises:
+        SearchError: if it failed.
+        DiskError: if the disk is full.
     """
     module = workload.load(plan.spec.workload)
     if not (plan.spec.parent.wanted and plan.spec.parent.scan and hasattr(module, "scan")):
@@ -70,23 +77,37 @@ def scan(plan: Plan, start: Callable[[], None]) -> dict[str, Any] | None:
         cpus, gpus = plan.spec.resources.cpus_per_worker, float(plan.spec.resources.gpus_per_worker)
         job = ray.remote(_scan).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)
         values, folder = spec_file.fixed_values(plan.spec), str(plan.paths.scan.parent.absolute())
-        parts = _uninherited(module)
+        parts = tuple(f"{part}." for part in workload.uninherited_by(module))
         searched = {
-            parameter.name: _range(parameter)
+            parameter.name: (parameter.low, parameter.high)
             for parameter in plan.spec.parameters
-            if _is_number(parameter) and parameter.name.startswith(parts)
+            if parameter.low is not None and parameter.name.startswith(parts)
         }
-        found = ray.get(job.remote(plan.spec.workload, values, searched, folder))
+        try:
+            found = ray.get(job.remote(plan.spec.workload, values, searched, folder))
+        except DiskError:
+            raise
+        except Exception as error:
+            cause = getattr(error, "cause", None) or error
+            raise SearchError(
+                f"the scan of the parent failed: {type(cause).__name__}: {cause}; "
+                "the same command tries again, and with --set parent.scan=false it goes on without"
+            ) from error
         durable.write_json(plan.paths.scan, found)
     return durable.read_json(plan.paths.scan)
 
 
 def enqueue(study: Study, spec: SearchSpec, found: Mapping[str, Any] | None) -> None:
-    """Have a search begin with the points that a scan proposes; those that constraints refuse are left out."""
+    """Have a search begin with the points that a scan proposes, as many as it has trials for besides the first.
+
+    Those that constraints refuse are left out, and nothing keeps these trials from being stopped.
+    """
     if found is None or samplers.choose(spec)[0] == "grid":
         return
-    for number, point in enumerate(found["points"], start=1):
-        study.enqueue(point, f"{SCAN_NOTE} {number}", protected=False)
+    by_name = {parameter.name: parameter for parameter in spec.parameters}
+    for number, point in enumerate(found["points"][: spec.search.trials - 1], start=1):
+        values = {name: space.nearest(by_name[name], value) for name, value in point.items()}
+        study.enqueue(values, f"{SCAN_NOTE} {number}", protected=False)
 
 
 def candidates(plan: Plan) -> list[Candidate]:
@@ -95,33 +116,48 @@ def candidates(plan: Plan) -> list[Candidate]:
     return [Candidate(comparison.PARENT, -1, plan.paths.parent.name, sha256, 0, 0.0)] if sha256 else []
 
 
-def _source(plan: Plan, run: Callable[[Study], None]) -> Path:
-    """Return the checkpoint that the parent is a copy of."""
-    wanted = plan.spec.parent
+def _pinned(paths: StudyPaths) -> str | None:
+    """Return the hash of the pinned parent, every file of it read; None: none has been pinned yet.
+
+    Raises:
+        StudyError: if it is not what was pinned.
+    """
+    if not (paths.parent.is_dir() or paths.pinned.is_file()):
+        return None
+    sha256 = durable.sealed(paths.parent)
+    recorded = durable.read_json(paths.pinned)["sha256"] if paths.pinned.is_file() else sha256
+    if sha256 is None or sha256 != recorded:
+        state = "damaged since it was pinned" if paths.parent.is_dir() else "gone"
+        raise StudyError(f"{paths.parent}: {state}; put it back, or start a study of its own with --study NAME")
+    return sha256
+
+
+def _source(spec: SearchSpec) -> Path | None:
+    """Return the checkpoint that the parent is a copy of; None: it is still to be trained."""
+    wanted = spec.parent
     if wanted.checkpoint is not None:
         try:
             return workload.checkpoint(Path(wanted.checkpoint))
         except ValueError as error:
-            raise SpecError(f"parent.checkpoint: {error}") from error
-    if wanted.study is not None:
-        best = StudyPaths(Path(wanted.study)).model("best")
-        if not best.is_dir():
-            raise SpecError(
-                f"parent.study: {best}: no such model; name the folder of a study that has ended, such as runs/nuclei"
-            )
-        return best.resolve()
-    return _trained(plan, run)
+            raise SpecError(f"{spec.name}.yaml: parent.checkpoint: {error}") from error
+    if wanted.study is None:
+        return None
+    best = StudyPaths(Path(wanted.study)).model("best")
+    if not best.is_dir():
+        raise SpecError(
+            f"{spec.name}.yaml: parent.study: {best}: no such model; "
+            "name the folder of a study that has ended, such as runs/nuclei"
+        )
+    return best.resolve()
 
 
 def _trained(plan: Plan, run: Callable[[Study], None]) -> Path:
     """Train the parent in a study of one trial, or find that it has been."""
-    module = workload.load(plan.spec.workload)
-    fixed = {key: value for key, value in plan.spec.fixed.items() if not key.startswith(_uninherited(module))}
     spec = dataclasses.replace(
         plan.spec,
         parameters=(),
         constraints=(),
-        fixed={**fixed, **plan.spec.parent.train.values},
+        fixed=spec_file.parent_values(plan.spec),
         search=dataclasses.replace(plan.spec.search, trials=1, sampler="random", wall_time_s=None, slot_hours=None),
         stopping=Stopping(rule="none"),
     )
@@ -130,36 +166,33 @@ def _trained(plan: Plan, run: Callable[[Study], None]) -> Path:
     run(study)
     (record,) = study.records()
     if record.state != "complete" or record.checkpoint is None:
-        raise SearchError(f"the parent could not be trained: {record.reason}")
+        raise SearchError(
+            f"the parent could not be trained: {record.reason}; mend parent.train or fixed, "
+            "and give the search a folder of its own with --study NAME"
+        )
     return plan.paths.folder / record.checkpoint
 
 
-def _pin(source: Path, folder: Path) -> None:
-    """Copy a checkpoint, seal it, and give it its name last of all."""
+def _pin(source: Path, folder: Path) -> str:
+    """Copy a checkpoint, seal it, and give it its name last of all; return its hash."""
+    for stale in folder.parent.glob(f".{folder.name}-*"):
+        shutil.rmtree(stale)
     copy = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("state.pt", durable.MANIFEST))
-    durable.seal(copy)
-    durable.write_json(folder.with_name("parent.json"), {"source": str(source), "sha256": durable.seal_of(copy)})
+    sha256 = durable.seal(copy)
     copy.rename(folder)
+    durable.write_json(StudyPaths(folder.parent).pinned, {"source": str(source), "sha256": sha256})
+    return sha256
 
 
 def _scan(workload_name: str, values: Mapping[str, Any], searched: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """Look at the parent. Runs in a Ray worker."""
     module = workload.load(workload_name)
     config = configuration.build(module.Config, values)
-    found: dict[str, Any] = module.scan(config, searched, Path(folder))
+    try:
+        found: dict[str, Any] = module.scan(config, searched, Path(folder))
+    except OSError as error:
+        if is_disk(error):
+            raise disk_error(error, error.filename or folder) from error
+        raise
     return found
-
-
-def _uninherited(module: ModuleType) -> tuple[str, ...]:
-    """Return how the names of what a parent is trained without begin."""
-    return tuple(f"{part}." for part in getattr(module, "UNINHERITED", ()))
-
-
-def _is_number(parameter: Parameter) -> bool:
-    return parameter.low is not None
-
-
-def _range(parameter: Parameter) -> tuple[float, float]:
-    assert parameter.low is not None and parameter.high is not None
-    return parameter.low, parameter.high

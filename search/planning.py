@@ -10,7 +10,7 @@ from typing import Any
 
 import configuration
 from configuration import ConfigError
-from search import ray_session, resources, samplers, space, spec_file, tracking, workload
+from search import parent, ray_session, resources, samplers, space, spec_file, tracking, workload
 from search.errors import SpecError
 from search.record import StudyPaths
 from search.resources import Room
@@ -54,12 +54,15 @@ def make(spec: SearchSpec, folder: Path) -> Plan:
     resources.check_evaluation(spec.evaluation, room)
     module = workload.load(spec.workload)
     config = configuration.build(module.Config, spec_file.fixed_values(spec))
+    begun = parent.known(spec, StudyPaths(folder))
+    training = configuration.build(module.Config, spec_file.parent_values(spec)) if spec.parent.train.values else None
+    started = configuration.replace(config, {"parent": str(begun)}) if begun else config
     try:
-        manifest = module.prepare(config)
-    except ValueError as error:  # the workload's own word for data that cannot be used
+        manifest = module.prepare(started if training is None or begun else training)
+    except ValueError as error:  # the workload's own word for data, or a parent, that cannot be used
         raise SpecError(str(error)) from error
     incumbent, notes = defaults(spec, configuration.to_values(config))
-    _check_choices(spec, module, configuration.to_values(config), incumbent)
+    _check_choices(spec, module, started, incumbent, None if begun else training)
     name, why = samplers.choose(spec)
     return Plan(
         spec=spec,
@@ -75,25 +78,27 @@ def make(spec: SearchSpec, folder: Path) -> Plan:
 
 
 def _check_choices(
-    spec: SearchSpec, module: ModuleType, config: Mapping[str, Any], incumbent: Mapping[str, Any]
+    spec: SearchSpec, module: ModuleType, config: Any, incumbent: Mapping[str, Any], training: Any | None
 ) -> None:
-    """Let the workload refuse what can be chosen, one value at a time beside those of the first trial."""
+    """Let the workload refuse what can be chosen, one value at a time beside those of the first trial.
+
+    training: the Config of a parent that is still to be trained.
+    """
     if not hasattr(module, "check"):
         return
+    given = () if training is None else (training,)
     try:
-        module.check(configuration.build(module.Config, {**config, **incumbent}))
+        module.check(configuration.replace(config, incumbent), *given)
     except ValueError as error:
         raise SpecError(f"parameters: {error}") from error
     for parameter in spec.parameters:
-        for choice in parameter.choices:
+        for choice in parameter.choices or (() if parameter.name in incumbent else (parameter.low,)):
             try:
-                chosen = configuration.replace(
-                    configuration.build(module.Config, config), {**incumbent, parameter.name: choice}
-                )
+                chosen = configuration.replace(config, {**incumbent, parameter.name: choice})
             except ConfigError:  # two values that never meet, perhaps: a trial of both would be refused as well
                 continue
             try:
-                module.check(chosen)
+                module.check(chosen, *given)
             except ValueError as error:
                 raise SpecError(f"parameters.{parameter.name}: {choice!r} cannot be trained: {error}") from error
 

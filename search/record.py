@@ -85,6 +85,11 @@ class StudyPaths:
         return self.folder / "parent"
 
     @property
+    def pinned(self) -> Path:
+        """Where the parent is from, and its hash."""
+        return self.folder / "parent.json"
+
+    @property
     def scan(self) -> Path:
         """How far the parent can be pruned, one value at a time."""
         return self.folder / "scan" / "scan.json"

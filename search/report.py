@@ -96,7 +96,7 @@ def write(
     figures = [figure for section in sections for figure in section.figures]
     page = template.render(
         spec=spec,
-        answer=answer(spec, records, promotion, rows),
+        answer=answer(spec, records, promotion, rows, compared),
         warnings=warnings(spec, records, promotion, rows, facts),
         winner=_winner(spec, records, promotion),
         rows=[_row_cells(row) for row in rows],
@@ -116,9 +116,13 @@ def write(
 
 
 def answer(
-    spec: SearchSpec, records: Sequence[TrialRecord], promotion: Mapping[str, Any], rows: Sequence[Row]
+    spec: SearchSpec,
+    records: Sequence[TrialRecord],
+    promotion: Mapping[str, Any],
+    rows: Sequence[Row],
+    compared: Sequence[Line] = (),
 ) -> Answer:
-    """Return the answer: who is best, its test score, and whether it beats the defaults."""
+    """Return the answer: who is best, its test score, and whether it beats the defaults, or else its parent."""
     winner = best(records, spec.objectives)
     if winner is None:
         counts = Counter(record.state for record in records)
@@ -138,6 +142,9 @@ def answer(
             comparison="It has not been scored on the test split, so this number is too optimistic to report.",
         )
     comparison, tone = _comparison(spec, records, promotion, row, same)
+    beside = next((line.difference for line in compared if line.name == row.name), None)
+    if promotion.get("incumbent") is None and beside is not None and beside.value is not None:
+        comparison, tone = _against(spec, row, beside, "its parent")
     return Answer(
         title=title,
         score=show_score(row.test.value),
@@ -188,7 +195,12 @@ def _comparison(
     gap, incumbent = row.difference, promotion.get("incumbent")
     if incumbent is None or gap.value is None:
         return "The defaults were not evaluated, so there is nothing to compare it with.", "plain"
-    name = f"the defaults (trial {incumbent})"
+    return _against(spec, row, gap, f"the defaults (trial {incumbent})")
+
+
+def _against(spec: SearchSpec, row: Row, gap: Interval, name: str) -> tuple[str, str]:
+    """Return in words what a paired difference of the headline metric says, and its tone."""
+    assert gap.value is not None
     shown = f"{row.metric} {_signed(gap.value)}"
     found = leaderboard.verdict(gap, leaderboard.headline_mode(spec))
     if found is None:
@@ -303,20 +315,19 @@ def _examples(paths: StudyPaths, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _compared(spec: SearchSpec, lines: Sequence[Line]) -> dict[str, Any]:
-    """Return the table of what networks cost; empty without lines."""
-    if not lines:
-        return {"headings": [], "rows": [], "searched": []}
+    """Return the table of what networks cost and score; empty without lines."""
     headings = next((list(line.figures) for line in lines if line.figures), [])
-    objectives = [objective.metric for objective in spec.objectives]
+    objectives = [objective.metric for objective in spec.objectives if objective.metric.startswith("val_")]
     rows = [
         {
             "name": line.name,
             "front": line.on_front,
-            "cells": [_score(line.validation.get(name)) for name in objectives]
-            + [_score(line.figures.get(heading)) for heading in headings],
+            "cells": [
+                *(_figure(line.validation.get(name)) for name in objectives),
+                *(_figure(line.figures.get(heading)) for heading in headings),
+            ],
             "difference": _signed(line.difference.value) if line.difference.value is not None else "",
             "gap": _gap(line.difference),
-            "params": ", ".join(f"{name} {show(value)}" for name, value in line.params.items()),
         }
         for line in lines
     ]
@@ -332,16 +343,19 @@ def _scan(paths: StudyPaths) -> dict[str, Any]:
     rows = found["rows"]
     return {
         "metric": found["metric"],
-        "score": _score(found["score"]),
+        "score": _figure(found["score"]),
         "headings": list(rows[0]) if rows else [],
-        "rows": [[_score(value) for value in row.values()] for row in rows],
+        "rows": [[_figure(value) for value in row.values()] for row in rows],
         "points": [", ".join(f"{name} {show(value)}" for name, value in point.items()) for point in found["points"]],
         "pictures": [base64.b64encode(path.read_bytes()).decode() for path in pictures if path.is_file()],
     }
 
 
-def _score(value: Any) -> str:
-    return "" if value is None else show(value)
+def _figure(value: Any) -> str:
+    """Return a number as people read it, whole ones with separators; what is unknown is empty."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if isinstance(value, float | int) and value >= 1000 else show(value)
 
 
 def _gap(gap: Interval) -> str:

@@ -91,6 +91,13 @@ def fixed_values(spec: SearchSpec) -> dict[str, Any]:
     return {**spec.fixed, "strategy": spec.resources.strategy, **stage}
 
 
+def parent_values(spec: SearchSpec) -> dict[str, Any]:
+    """Return the Config's values that a parent is trained with, where the search trains it."""
+    without = tuple(f"{part}." for part in workload.uninherited_by(workload.load(spec.workload)))
+    fixed = {name: value for name, value in fixed_values(spec).items() if not name.startswith(without)}
+    return {**fixed, **spec.parent.train.values}
+
+
 def _find(name: str, folder: Path) -> Path:
     candidates = [Path(name), Path(f"{name}.yaml"), folder / name, folder / f"{name}.yaml"]
     for path in candidates:
@@ -203,23 +210,28 @@ def _spec(name: str, content: dict[str, Any]) -> SearchSpec:
     )
     _check_numbers(spec)
     _check_workers(spec, module.Config)
-    _check_parent(spec, module.Config)
+    _check_parent(spec, content.get("parent") or {}, module.Config)
     return spec
 
 
-def _check_parent(spec: SearchSpec, config_class: type[Any]) -> None:
+def _check_parent(spec: SearchSpec, content: Mapping[str, Any], config_class: type[Any]) -> None:
     parent = spec.parent
     if not parent.wanted:
+        if content:
+            raise ConfigError("parent", "names none; give checkpoint, study or train: {epochs: ...}, or leave it out")
         return
     given = [("checkpoint", parent.checkpoint), ("study", parent.study), ("train", parent.train.values)]
     chosen = [name for name, value in given if value]
     if len(chosen) > 1:
         raise ConfigError(f"parent.{chosen[0]}", f"together with parent.{chosen[1]}; there is one parent, keep one")
     if "parent" not in configuration.fields(config_class):
-        raise ConfigError("parent", f"{spec.workload} starts from no parent; its Config has no `parent`")
-    if "parent" in spec.fixed:
-        raise ConfigError("fixed.parent", "given twice; the section parent says what trials start from, remove this")
-    _located("parent.train", configuration.build, config_class, {**spec.fixed, **parent.train.values})
+        raise ConfigError("parent", f"{spec.workload} starts from no parent, its Config has none; remove this section")
+    elsewhere = [f"fixed.{name}" for name in spec.fixed] + [f"parameters.{item.name}" for item in spec.parameters]
+    for key in elsewhere:
+        if key.partition(".")[2] in ("parent", "parent_sha256"):
+            raise ConfigError(key, "given twice; the section parent says what trials start from, remove this")
+    if parent.train.values:
+        _located("parent.train", configuration.build, config_class, parent_values(spec))
 
 
 def _check_workers(spec: SearchSpec, config_class: type[Any]) -> None:
@@ -299,8 +311,9 @@ def _parameters(content: Any, config_class: type, config: Any, fixed: Mapping[st
             raise ConfigError(f"parameters.{name}", "searched and fixed at once; remove one of the two")
         parameter = _located(f"parameters.{name}", _parameter, name, entry, field)
         _check_when(parameter, entries, above)
-        _try_values(parameter, config)
         above[name] = parameter
+    for parameter in above.values():
+        _try_values(parameter, config, list(above.values()))
         yield parameter
 
 
@@ -425,19 +438,29 @@ def _range(parameter: Parameter) -> str:
     return f"it is from {parameter.low} to {parameter.high}"
 
 
-def _try_values(parameter: Parameter, config: Any) -> None:
-    """Refuse a bound or choice that the Config itself refuses, each beside the defaults of all others."""
-    ends = parameter.choices or (parameter.low, parameter.high)
-    keys = [f"choices[{index}]" for index in range(len(ends))] if parameter.choices else ["low", "high"]
-    problems = []
-    for key, value in zip(keys, ends, strict=True):
+def _try_values(parameter: Parameter, config: Any, searched: Sequence[Parameter]) -> None:
+    """Refuse a bound or choice that the Config itself refuses, beside the defaults and any other value searched."""
+    keys = [f"choices[{index}]" for index in range(len(parameter.choices))] or ["low", "high"]
+    others = [{other.name: end} for other in searched if other is not parameter for end in _ends(other)]
+    for key, value in zip(keys, _ends(parameter), strict=True):
         try:
             configuration.replace(config, {parameter.name: value})
         except ConfigError as error:
-            problems.append(ConfigError(f"parameters.{parameter.name}.{key}", error.problem))
-    # One end alone may be fine beside other values; that is what constraints and refused trials are for.
-    if len(problems) == len(ends):
-        raise problems[0]
+            # Beside another value it may be fine; that is what constraints and refused trials are for.
+            if not any(_fits(config, {**other, parameter.name: value}) for other in others):
+                raise ConfigError(f"parameters.{parameter.name}.{key}", error.problem) from error
+
+
+def _ends(parameter: Parameter) -> tuple[Any, ...]:
+    return parameter.choices or (parameter.low, parameter.high)
+
+
+def _fits(config: Any, values: Mapping[str, Any]) -> bool:
+    try:
+        configuration.replace(config, values)
+    except ConfigError:
+        return False
+    return True
 
 
 def _constraints(

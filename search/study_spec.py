@@ -16,7 +16,15 @@ from search.errors import StudyError
 from search.record import StudyPaths
 from search.spec import Parent, SearchSpec
 
-FREE = ("search.trials", "search.wall_time_s", "search.slot_hours", "promotion", "evaluation", "tracking")
+FREE = (
+    "search.trials",
+    "search.wall_time_s",
+    "search.slot_hours",
+    "parent.scan",
+    "promotion",
+    "evaluation",
+    "tracking",
+)
 """Parts that may change while a study goes on."""
 FROZEN = (
     "name",

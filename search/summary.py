@@ -26,8 +26,8 @@ def plan_text(plan: Plan) -> str:
     lines = {
         "search": f"{spec.name}, workload {spec.workload}, in {plan.paths.folder}{_ended(plan)}",
         "data": f"{samples}{'; SYNTHETIC' if plan.manifest.get('synthetic') else ''}",
+        "parent": _parent(plan),
         "objective": ", ".join(map(_objective, spec.objectives)),
-        "parent": _parent(spec),
         "parameters": "",
         **{f"  {parameter.name}": _parameter(parameter) for parameter in spec.parameters},
         "first trial": ", ".join(f"{name} {show(value)}" for name, value in plan.incumbent.items()),
@@ -54,7 +54,8 @@ def result_text(plan: Plan, rows: Sequence[Row]) -> str:
     }
     if plan.paths.pareto.is_file() and plan.compares:
         places["cost and score"] = plan.paths.pareto
-    where = [f"{name:15} {_short(place)}" for name, place in places.items()]
+    width = max(map(len, places)) + 1
+    where = [f"{name:{width}} {_short(place)}" for name, place in places.items()]
     return "\n".join([*_table(plan.spec, rows), "", *why, "", *where])
 
 
@@ -85,6 +86,15 @@ def _ended(plan: Plan) -> str:
     return f" ({count} trials have ended there)" if count else ""
 
 
+def _parent(plan: Plan) -> str:
+    wanted = plan.spec.parent
+    if not wanted.wanted:
+        return ""
+    values = ", ".join(f"{name} {show(value)}" for name, value in wanted.train.values.items())
+    source = wanted.checkpoint or (f"the best of {wanted.study}" if wanted.study else f"trained first: {values}")
+    return f"{source} (pinned)" if plan.paths.parent.is_dir() else source
+
+
 def _objective(objective: Objective) -> str:
     return f"{objective.metric} {objective.mode}"
 
@@ -95,15 +105,6 @@ def _parameter(parameter: Parameter) -> str:
         return f"one of {', '.join(map(show, parameter.choices))}{when}"
     scale = ", log" if parameter.log else f", step {parameter.step:g}" if parameter.step is not None else ""
     return f"{parameter.type} {show(parameter.low)} to {show(parameter.high)}{scale}{when}"
-
-
-def _parent(spec: SearchSpec) -> str:
-    parent = spec.parent
-    if not parent.wanted:
-        return ""
-    values = ", ".join(f"{name} {show(value)}" for name, value in parent.train.values.items())
-    source = parent.checkpoint or (f"the best of {parent.study}" if parent.study else f"trained first: {values}")
-    return f"{source}{'; how far it can be pruned is looked at' if parent.scan else ''}"
 
 
 def _stopping(spec: SearchSpec, epochs: int) -> str:

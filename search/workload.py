@@ -4,6 +4,8 @@ A workload may also have
 
     def check(config) -> None                 raise ValueError where `train` could not begin whatever the data are;
                                               called for the choices of a search before it starts, so it should be quick
+                                              (where they start from a parent that is still to be trained, its Config is
+                                              given as well: check(config, training))
     FACTS, def facts(config) -> dict          numbers that constraints can speak of besides the config's values, known
                                               before a trial begins: their names, and their values
     def scan(config, searched, out_dir) -> dict
@@ -47,6 +49,12 @@ def load(name: str) -> ModuleType:
 def facts_of(module: ModuleType) -> tuple[str, ...]:
     """Return the names that constraints can speak of besides the config's values."""
     found: tuple[str, ...] = getattr(module, "FACTS", ())
+    return found
+
+
+def uninherited_by(module: ModuleType) -> tuple[str, ...]:
+    """Return the parts of the Config that a parent is trained without."""
+    found: tuple[str, ...] = getattr(module, "UNINHERITED", ())
     return found
 
 

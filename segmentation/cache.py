@@ -83,26 +83,48 @@ def cached(
     return Samples(path)
 
 
-def local_copy(source: Path, key: str, names: Iterable[str], *, folder: Path | None = None) -> Path:
+def local_copy(
+    source: Path, key: str, names: Iterable[str], *, check: Callable[[Path], object], folder: Path | None = None
+) -> Path:
     """Return a folder of this machine with those of a folder's files that are there, copied once under a key.
 
     Many processes can map them into memory together, and a network file system is read once for each machine.
+
+    check: called with the copy before anyone else sees it; what it raises leaves none.
 
     Raises:
         DataError: if there is no room, or a file cannot be read.
     """
     place = (folder or cache_folder()) / "copies"
-    target = place / key
+    target, begun = place / key, place / f".{key}-{uuid.uuid4().hex}"
     with _locked(place, key):
-        if not target.is_dir():
+        if target.is_dir():
+            return target
+        try:
             with _explained(place):
-                begun = place / f".{key}-{uuid.uuid4().hex}"
+                for stale in place.glob(f".{key}-*"):
+                    shutil.rmtree(stale)
                 begun.mkdir()
                 for name in names:
-                    if (source / name).is_file():
-                        shutil.copyfile(source / name, begun / name)
+                    _copy(source / name, begun / name)
+            check(begun)
+            with _explained(place):
                 begun.rename(target)
+        finally:
+            shutil.rmtree(begun, ignore_errors=True)
     return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file if it is there; one that cannot be read is no fault of the cache."""
+    try:
+        content = source.open("rb")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error.strerror or error})") from error
+    with content, target.open("wb") as copy:
+        shutil.copyfileobj(content, copy)
 
 
 def _damage(path: Path, verify: bool) -> str:

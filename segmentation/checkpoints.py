@@ -106,18 +106,20 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def load_rewind(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of the early epoch that a checkpoint keeps.
+    """Return the weights of the early epoch that a checkpoint keeps; its own, if it is from before that epoch.
 
     Raises:
         CheckpointError: if it keeps none, or they are damaged.
     """
     check_rewind(folder)
-    return safetensors_weights(_verified(folder, REWIND_FILE))
+    return safetensors_weights(_verified(folder, REWIND_FILE if has_rewind(folder) else WEIGHTS_FILE))
 
 
 def check_rewind(folder: Path) -> None:
-    """Raise CheckpointError if a checkpoint keeps no weights of an early epoch."""
-    if not has_rewind(folder):
+    """Raise CheckpointError if a checkpoint keeps no weights of an early epoch, and is none of so early an epoch."""
+    meta = read_meta(folder)
+    early = meta.get("epoch", 0) < meta.get("config", {}).get("rewind_epoch", 0)
+    if not (early or has_rewind(folder)):
         raise CheckpointError(
             f"{folder}: has no {REWIND_FILE}, the weights to rewind to; train it with rewind_epoch=1 or more, "
             "or prune in mode none or random"

@@ -26,8 +26,9 @@ from segmentation.epoch import DataError, Epoch
 from segmentation.networks import Network
 from segmentation.pruning import Channels, Plan, PlanError, Prune, plan, weights
 from segmentation.pruning.importance import REDUNDANCY
+from segmentation.splits import Splits
 from segmentation.training import TrainingConfig
-from workloads import _run
+from workloads import _model, _run
 
 LATENCY_RUNS, LATENCY_WARMUP = 15, 3
 UNINHERITED = ("prune",)
@@ -38,6 +39,7 @@ TABLE = {
     "params": "params",
     "gmacs": "GMACs",
     "latency_ms": "latency p50 (ms)",
+    "latency_ratio": "latency, of parent's",
     "mean_dice_no_bg_before": "Dice before training",
     "mean_dice_no_bg": "Dice",
     "mean_dice_before": "Dice with background before",
@@ -47,6 +49,7 @@ TABLE = {
 """
 BEFORE = ("mean_dice", "mean_dice_no_bg")
 """Scores that are told of a network as it is before it is trained."""
+NO_REWIND = "mode: rewind begins from a parent's early weights; set parent, or write none or random"
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +114,10 @@ class Parent:
     folder: Path
     record: Mapping[str, Any]
     weights: Mapping[str, Tensor]
-    network: Network
 
 
-def inherited(config: C, workload: str) -> C:
-    """Return the configuration with the network of its parent.
+def inherited(config: C, workload: str, resume: Path | None = None) -> C:
+    """Return the configuration with the network of its parent; or of the checkpoint that it goes on from.
 
     Raises:
         DataError: if there is no such parent, it is another one than its digest says, of another workload, or of
@@ -123,15 +125,39 @@ def inherited(config: C, workload: str) -> C:
     """
     if config.parent is None:
         return config
+    if resume is not None:  # the parent may be gone
+        return dataclasses.replace(config, network=_network(checkpoints.read_meta(resume)))
     found = parent_of(config)
     if found.record.get("workload") != workload:
         raise DataError(f"parent {config.parent}: of workload {found.record.get('workload')!r}; expected {workload!r}")
-    network = networks.without_weights(found.network)
-    if config.network not in (Network(), found.network, network):
-        both = [(item.name, getattr(config.network, item.name), getattr(network, item.name)) for item in _FIELDS]
+    return _with_network(config, _network(found.record), config.parent)
+
+
+def expected(config: C, workload: str, training: C | None) -> C:
+    """Return the configuration as `inherited` does, where the parent may still have to be trained.
+
+    training: its configuration.
+
+    Raises:
+        DataError: as `inherited`, or where there will be no weights to rewind to.
+    """
+    if config.parent is not None:
+        return inherited(config, workload)
+    if config.prune.mode == "rewind" and training is None:
+        raise PlanError(NO_REWIND)
+    if config.prune.mode == "rewind" and training is not None and not training.rewind_epoch:
+        raise DataError("mode: rewind begins from an early epoch of the parent; set parent.train.rewind_epoch")
+    return config if training is None else _with_network(config, training.network, "still to be trained")
+
+
+def _with_network(config: C, network: Network, source: str) -> C:
+    """Return the configuration with a parent's network, refused if it asks for another; see `inherited`."""
+    bare = networks.without_weights(network)
+    if config.network not in (Network(), network, bare):
+        both = [(item.name, getattr(config.network, item.name), getattr(bare, item.name)) for item in _FIELDS]
         differing = "; ".join(f"network.{name} {mine!r} is {its!r} there" for name, mine, its in both if mine != its)
-        raise DataError(f"parent {config.parent}: another network: {differing}; leave network out, or give its values")
-    return dataclasses.replace(config, network=network)
+        raise DataError(f"parent {source}: another network: {differing}; leave network out, or give its values")
+    return dataclasses.replace(config, network=bare)
 
 
 _FIELDS = dataclasses.fields(Network)
@@ -156,11 +182,34 @@ def parent_of(config: PrunableConfig) -> Parent:
 @functools.lru_cache(maxsize=1)
 def _read(given: str, identity: str) -> Parent:
     names = (checkpoints.META_FILE, checkpoints.WEIGHTS_FILE, checkpoints.REWIND_FILE)
-    folder = cache.local_copy(Path(given), identity, names)
-    record = checkpoints.read_meta(folder)
-    stored = configuration.without_retired(record["config"])
-    values = {key.removeprefix("network."): value for key, value in stored.items() if key.startswith("network.")}
-    return Parent(folder, record, checkpoints.load_tensors(folder), configuration.build(Network, values))
+    folder = cache.local_copy(Path(given), identity, names, check=functools.partial(_check_whole, given))
+    return Parent(folder, checkpoints.read_meta(folder), checkpoints.load_tensors(folder))
+
+
+def _check_whole(given: str, folder: Path) -> None:
+    """Refuse the copy of a parent whose files are not those that were saved."""
+    try:
+        checkpoints.load_tensors(folder)
+        if checkpoints.has_rewind(folder):
+            checkpoints.load_rewind(folder)
+    except checkpoints.CheckpointError as error:
+        raise checkpoints.CheckpointError(
+            f"parent {given}: its weights are not those that {checkpoints.META_FILE} describes, damaged or half "
+            "overwritten; put them back, or name another checkpoint"
+        ) from error
+
+
+def _network(record: Mapping[str, Any]) -> Network:
+    """Return the network that a checkpoint's configuration names."""
+    values = configuration.without_retired(record["config"])
+    mine = {key.removeprefix("network."): value for key, value in values.items() if key.startswith("network.")}
+    return configuration.build(Network, mine)
+
+
+def refuse_seen(config: PrunableConfig, made: Splits) -> None:
+    """Raise DataError if a parent has learned from a test sample of today, or was chosen by one."""
+    if config.parent is not None:
+        _model.refuse_seen(_run.checkpoint(Path(config.parent)), made)
 
 
 def begin(config: PrunableConfig, job: Job) -> Begun:
@@ -242,7 +291,7 @@ def check(config: PrunableConfig, blank: Blank) -> None:
         CheckpointError: if there is nothing to rewind to.
     """
     if config.prune.mode == "rewind" and config.parent is not None:
-        checkpoints.check_rewind(parent_of(config).folder)
+        checkpoints.check_rewind(_run.checkpoint(Path(config.parent)))
     if config.prune.active or config.prune.blocks or config.prune.where != Prune().where:
         with torch.device("meta"):
             model = blank.build()
@@ -300,20 +349,21 @@ def reported(config: PrunableConfig) -> dict[str, str]:
 def evaluated(checkpoint: Path, config: PrunableConfig, model: nn.Module, job: Job, split: str) -> dict[str, float]:
     """Return what an evaluation tells besides scores: params, gmacs, latency_ms, and of a pruned network more.
 
-    That is the cost of the network before the cut, and its scores before it was trained; these need the parent, and are
-    left out where it is gone.
+    That is what the network before the cut costs, how much of its latency is left, and the scores before training; the
+    latter two need the parent, and are left out where it is gone.
     """
     record = checkpoints.read_meta(checkpoint)
     found = _costs(pruning.trace(model, *job.shape), {})
-    found |= _latency(dataclasses.replace(config, latency=True), model, job)
     if "pruned" not in record:
-        return found
+        return found | _latency(dataclasses.replace(config, latency=True), model, job)
     found |= {key: record["pruned"][key] for key in ("parent_params", "parent_gmacs")}
     try:
-        before = begin(config, job).model
+        whole, before = whole_network(config, job), begin(config, job).model
     except DataError as error:
         logger.warning("%s: no scores from before training, since its parent is gone (%s)", checkpoint, error)
-        return found
+        return found | _latency(dataclasses.replace(config, latency=True), model, job)
+    own, parents = measure.in_turns((model, whole), *job.shape, device=training.resolve_device(config.device))
+    found |= {"latency_ms": own, "parent_latency_ms": parents, "latency_ratio": own / parents}
     return found | _scores_before(config, before, job, split)
 
 
@@ -326,8 +376,9 @@ def sizes(told: Mapping[str, Any]) -> dict[str, int]:
 
 def _scores_before(config: PrunableConfig, model: nn.Module, job: Job, split: str) -> dict[str, float]:
     """Return the mean Dice of a network before it is trained, with and without background, as NAME_before."""
+    model = model.to(training.resolve_device(config.device)).eval()  # outside: what is moved inside never learns again
     with torch.inference_mode():
-        found = job.score(model.to(training.resolve_device(config.device)).eval(), split)
+        found = job.score(model, split)
     return {f"{name}_before": found[name] for name in BEFORE if name in found}
 
 
@@ -359,7 +410,8 @@ def _weighed(
         return smaller, {**told, "drawn": weights.draw(smaller, config.seed)}
     if config.prune.mode == "rewind":
         if config.parent is None:
-            raise PlanError("mode: rewind begins from a parent's early weights; set parent, or write none or random")
+            raise PlanError(NO_REWIND)
+        checkpoints.check_rewind(_run.checkpoint(Path(config.parent)))
         # The plan is that of the trained weights; the early ones are only cut by it.
         early = copy.deepcopy(whole)
         checkpoints.fill(early, checkpoints.load_rewind(parent_of(config).folder), source=f"{config.parent} rewind")

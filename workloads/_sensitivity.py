@@ -9,6 +9,7 @@ every parameter that alone does not lose more.
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import io
@@ -36,6 +37,8 @@ STEPS = 4
 LOSSES = (0.01, 0.03, 0.1)
 """Shares of the score that a point may lose by one parameter alone."""
 SCORE = "mean_dice_no_bg"
+AMOUNTS = ("default", "global", "macs", "params")
+"""Numbers that prune, besides the ratios of blocks; all others say how."""
 DOWN = ("macs", "params")
 """Less of these prunes more; of all others more does."""
 
@@ -67,16 +70,16 @@ def scan(config: PrunableConfig, job: Job, searched: Mapping[str, Sequence[float
 
     def tried(name: str, value: float) -> Row | None:
         try:
-            prune = _only(config.prune, name, value)
-            made = _plan(prune, whole, channels, scores)
-        except (PlanError, ValueError):  # too much of one block, or of what this search does not vary alone
+            made = _plan(_only(config.prune, name, value), whole, channels, scores)
+        except PlanError:  # a budget that is out of reach
             return None
         smaller = pruning.apply(whole, channels, made)
         weights.recalibrate(smaller, seen, config.prune.recalibrate)
         widths = {origin: len(kept) for origin, kept in plan.origins(channels, made).items()}
         return Row(name, value, _score(smaller, job, device), channels.parameters(widths), channels.macs(widths) / 1e9)
 
-    base = _score(whole, job, device)
+    searched = {name: bounds for name, bounds in searched.items() if _prunes(name)}
+    base = _score(copy.deepcopy(whole), job, device)
     wanted = {*_of_blocks(config.prune, whole, channels), *_of_searched(searched)}
     rows = [row for name, value in sorted(wanted) if (row := tried(name, value)) is not None]
     _write(out_dir, rows, base)
@@ -95,11 +98,10 @@ def points(rows: Sequence[Row], base: float, searched: Mapping[str, Sequence[flo
     for loss in LOSSES:
         point = {}
         for name, (low, high) in searched.items():
-            mine = [row.value for row in rows if row.parameter == name and low <= row.value <= high]
-            fine = [row.value for row in rows if row.parameter == name and row.score >= (1 - loss) * base]
-            inside = [value for value in fine if value in mine]
+            mine = [row for row in rows if row.parameter == name and low <= row.value <= high]
+            fine = [row.value for row in mine if row.score >= (1 - loss) * base]
             strongest, weakest = (min, high) if _falls(name) else (max, low)
-            point[name] = strongest(inside, default=weakest)
+            point[name] = strongest(fine, default=weakest)
         if point and point not in found:
             found.append(point)
     return found
@@ -107,6 +109,12 @@ def points(rows: Sequence[Row], base: float, searched: Mapping[str, Sequence[flo
 
 def _falls(name: str) -> bool:
     return name.removeprefix(PREFIX) in DOWN
+
+
+def _prunes(name: str) -> bool:
+    """Return whether a number below `prune` makes channels go, as ratios and budgets do."""
+    own = name.removeprefix(PREFIX)
+    return own in AMOUNTS or own not in configuration.fields(Prune)
 
 
 def _ranked(prune: Prune, whole: nn.Module, channels: Channels) -> list[str]:
@@ -122,7 +130,10 @@ def _plan(prune: Prune, whole: nn.Module, channels: Channels, scores: Mapping[st
 def _only(prune: Prune, name: str, value: float) -> Prune:
     """Return the configuration in which one value alone prunes."""
     nothing = dataclasses.replace(prune, default=0.0, global_=0.0, macs=1.0, params=1.0, plan=None, blocks={})
-    return configuration.replace(nothing, {name.removeprefix(PREFIX): value})
+    own = name.removeprefix(PREFIX)
+    if own in AMOUNTS:
+        return configuration.replace(nothing, {own: value})
+    return dataclasses.replace(nothing, blocks={own: value})
 
 
 def _of_blocks(prune: Prune, whole: nn.Module, channels: Channels) -> Iterator[tuple[str, float]]:
@@ -132,12 +143,14 @@ def _of_blocks(prune: Prune, whole: nn.Module, channels: Channels) -> Iterator[t
 
 def _of_searched(searched: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, float]]:
     for name, (low, high) in searched.items():
-        yield from ((name, round(float(value), 4)) for value in np.linspace(low, high, STEPS))
+        inner = (round(float(value), 4) for value in np.linspace(low, high, STEPS)[1:-1])
+        yield from ((name, value) for value in (low, *inner, high))
 
 
-@torch.inference_mode()
 def _score(model: nn.Module, job: Job, device: torch.device) -> float:
-    return float(job.score(model.to(device).eval(), "validation").get(SCORE, 0.0))
+    """Return the score of a network that is moved to the device and may not be used afterwards."""
+    with torch.inference_mode():
+        return float(job.score(model.to(device).eval(), "validation").get(SCORE, 0.0))
 
 
 def _write(out_dir: Path, rows: Sequence[Row], base: float) -> None:

@@ -220,7 +220,9 @@ def prepare(config: Config) -> dict[str, Any]:
     blank = _blank(config)
     _model.macs_of(blank.build(), *blank.shape, config.network)
     _pruned.check(config, blank)
-    return dataset.manifest(config.data, *dataset.load(config.data))
+    samples, made = dataset.load(config.data)
+    _pruned.refuse_seen(config, made)
+    return dataset.manifest(config.data, samples, made)
 
 
 def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
@@ -230,7 +232,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         DataError: if the data, or a checkpoint to start from, cannot be used.
         NonFiniteError: if a loss becomes nan or infinite.
     """
-    config = _pruned.inherited(config, WORKLOAD)
+    config = _pruned.inherited(config, WORKLOAD, resume)
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
     job = _job(config, samples, made, normaliser)
@@ -410,9 +412,12 @@ def deployment(config: Config) -> dict[str, Any]:
     return {"percentiles": data.percentiles, "resize": data.size, "flips": config.flips, "colours": colours}
 
 
-def check(config: Config) -> None:
-    """Refuse what no training could change, such as a block to prune that the network lacks; raises ValueError."""
-    config = _pruned.inherited(config, WORKLOAD)
+def check(config: Config, training: Config | None = None) -> None:
+    """Refuse what no training could change, such as a block to prune that the network lacks; raises ValueError.
+
+    training: of a parent that is still to be trained.
+    """
+    config = _pruned.expected(config, WORKLOAD, training)
     _pruned.check(config, _blank(config))
 
 

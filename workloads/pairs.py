@@ -139,6 +139,7 @@ def prepare(config: Config) -> dict[str, Any]:
     channels, height, width = samples.shape(0)
     _model.macs_of(build_network(config, channels), channels, height, width, config.network)
     _pruned.check(config, _blank(config, samples))
+    _pruned.refuse_seen(config, made)
     return dataset.manifest(config.data, samples, made)
 
 
@@ -149,7 +150,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         DataError: if the data, or a checkpoint to start from, cannot be used.
         NonFiniteError: if a loss becomes nan or infinite.
     """
-    config = _pruned.inherited(config, WORKLOAD)
+    config = _pruned.inherited(config, WORKLOAD, resume)
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
     job = _job(config, samples, made, normaliser)
@@ -278,9 +279,12 @@ def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Co
     return _model.restore(checkpoint, WORKLOAD, Config, _without_weights, changes)
 
 
-def check(config: Config) -> None:
-    """Refuse what no training could change, such as a block to prune that the network lacks; raises ValueError."""
-    config = _pruned.inherited(config, WORKLOAD)
+def check(config: Config, training: Config | None = None) -> None:
+    """Refuse what no training could change, such as a block to prune that the network lacks; raises ValueError.
+
+    training: of a parent that is still to be trained.
+    """
+    config = _pruned.expected(config, WORKLOAD, training)
     _pruned.check(config, _blank(config, dataset.load(config.data)[0]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import statistics
 import time
 import weakref
@@ -107,6 +108,30 @@ def measure(
             width=width,
             **dataclasses.asdict(told),
         )
+
+
+def in_turns(
+    models: Sequence[nn.Module],
+    channels: int,
+    height: int,
+    width: int,
+    *,
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+    rounds: int = 7,
+    runs: int = 3,
+) -> list[float]:
+    """Return the p50 of each network in ms, one image at a time, timed in turns: what else runs falls on all alike."""
+    place = torch.device(device)
+    image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0)).to(place)
+    wait = _nothing if place.type == "cpu" else lambda: torch.cuda.synchronize(place)
+    found: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for model, taken_ms in zip(models, found, strict=True):
+            with _ready(model.to(place), threads):
+                call = functools.partial(model, image)
+                taken_ms.append(latency(call, runs=runs, warmup=1, wait=wait).p50_ms)
+    return [statistics.median(taken_ms) for taken_ms in found]
 
 
 def latency(call: Callable[[], object], *, runs: int, warmup: int, wait: Callable[[], None] | None = None) -> Latency:

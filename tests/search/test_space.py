@@ -219,3 +219,33 @@ def test_arithmetic_is_pythons(a: int, b: int, sign: str) -> None:
 
 def test_nan_fulfils_no_comparison() -> None:
     assert not space.holds("lr < 1", {"lr": math.nan})
+
+
+FACTS = ("params", "macs", "parent.params", "parent.macs")
+
+
+@pytest.mark.row("P53")
+@pytest.mark.parametrize(
+    ("constraint", "expected"),
+    [
+        ("params <= 0.5 * parent", "params <= 0.5 * parent.params"),
+        ("0.3 * parent <= params <= 0.5 * parent", "0.3 * parent.params <= params <= 0.5 * parent.params"),
+        ("params < parent and macs * 2 < parent", "params < parent.params and macs * 2 < parent.macs"),
+        ("params <= 0.5 * parent.macs", "params <= 0.5 * parent.macs"),
+        ("lr < 1", "lr < 1"),
+        ("params + macs <= parent", "params + macs <= parent"),
+        ("lr <= parent", "lr <= parent"),
+    ],
+)
+def test_a_bare_parent_is_the_fact_that_it_is_compared_with(constraint, expected):
+    assert space.spelled_out(constraint, FACTS) == expected
+
+
+def test_the_names_of_a_constraint_are_dotted():
+    assert {"params", "parent.params", "min"} >= space.names("min(params, 3) <= parent.params") - {"parent"}
+    assert "prune.encoders" in space.names("prune.encoders < 1")
+
+
+def test_a_parent_of_two_facts_is_refused():
+    with pytest.raises(ValueError, match="no value is called 'parent'"):
+        space.check_names(space.spelled_out("params + macs <= parent", FACTS), FACTS)

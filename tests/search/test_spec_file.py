@@ -201,7 +201,28 @@ def test_a_number_that_yaml_takes_for_text(toy: Load) -> None:
 
 
 def test_a_bound_that_fits_only_beside_other_values_is_left_to_the_trials(toy: Load) -> None:
-    assert toy(parameters=lr(low=-1.0, log=False)).parameters[0].low == -1.0
+    epochs = {"type": "int", "low": 1, "high": 40}
+    space = {"workload": "pairs", "objective": {"metric": "val_mean_dice"}}
+    searched = {"rewind_epoch": {"type": "int", "low": 0, "high": 30}, "epochs": epochs}
+    assert toy(**space, parameters=searched).parameters[0].high == 30
+    text = refusal(toy, **space, parameters={"rewind_epoch": searched["rewind_epoch"]})
+    assert text.startswith("parameters.rewind_epoch.high: got 30; expected at most epochs")
+
+
+@pytest.mark.row("P8")
+@pytest.mark.parametrize(("key", "bound"), [("high", 1.0), ("high", 1.5), ("low", -0.1)])
+@pytest.mark.parametrize("name", ["prune.encoders.0", "prune.default", "prune.global"])
+def test_a_ratio_that_would_empty_a_block_is_refused_at_load(toy: Load, name: str, key: str, bound: float) -> None:
+    space = {"workload": "pairs", "objective": {"metric": "val_mean_dice"}}
+    entry = {"type": "float", "low": 0.0, "high": 0.5, key: bound}
+    text = refusal(toy, **space, parameters={name: entry, "lr": lr()["lr"]})
+    assert text.startswith(f"parameters.{name}.{key}: got {bound}; expected 0 or more, and less than 1")
+    assert refusal(toy, **space, fixed={name: bound}).startswith(f"fixed.{name}: got {bound}; expected 0 or more")
+
+
+def test_an_impossible_bound_is_refused_though_the_other_fits(toy: Load) -> None:
+    text = refusal(toy, parameters=lr(low=-1.0, log=False))
+    assert text == "parameters.lr.low: got -1.0; expected more than 0"
 
 
 def test_searched_and_fixed(toy: Load) -> None:

@@ -3,6 +3,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import time
 from pathlib import Path
 
@@ -240,3 +241,82 @@ def test_a_memo_that_is_no_memo_is_ignored(tmp_path):
 def test_a_file_that_vanished_is_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"gone\.png: cannot be read"):
         digest(tmp_path, [tmp_path / "gone.png"])
+
+
+NAMES = ("weights.safetensors", "checkpoint.json", "rewind.safetensors")
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "network-drive"
+    folder.mkdir()
+    for name in (*NAMES[:2], "state.pt"):
+        (folder / name).write_bytes(name.encode() * 1000)
+    return folder
+
+
+def copy(source, folder, check=lambda copied: None):
+    return cache.local_copy(source, "k", NAMES, check=check, folder=folder)
+
+
+def copies(folder):
+    return sorted(path.name for path in (folder / "copies").iterdir())
+
+
+def test_a_folder_is_copied_once_and_only_what_is_asked_for(source, tmp_path):
+    found = copy(source, tmp_path)
+    assert sorted(path.name for path in found.iterdir()) == sorted(NAMES[:2])
+    assert all((found / name).read_bytes() == (source / name).read_bytes() for name in NAMES[:2])
+    shutil.rmtree(source)
+    assert copy(source, tmp_path) == found
+    assert copies(tmp_path) == ["k", "k.lock"]
+
+
+def copied_by(source, folder, wait):
+    wait.wait()
+
+    def check(begun):
+        (folder / f"copied-{os.getpid()}").touch()
+
+    assert copy(source, folder, check).name == "k"
+
+
+def test_processes_that_ask_at_once_copy_once(source, tmp_path):
+    context = multiprocessing.get_context("fork")
+    wait = context.Barrier(4)
+    processes = [context.Process(target=copied_by, args=(source, tmp_path, wait)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert len(list(tmp_path.glob("copied-*"))) == 1
+
+
+def test_a_copy_without_room_is_explained_and_leaves_nothing(source, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(DataError, match=r"copies: cannot write the cache: .*set SEGMENTATION_CACHE"):
+            copy(source, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert copies(tmp_path) == ["k.lock"]
+    assert copy(source, tmp_path).is_dir()
+
+
+def test_what_a_killed_process_had_begun_to_copy_goes(source, tmp_path):
+    torn = tmp_path / "copies" / ".k-0123"
+    torn.mkdir(parents=True)
+    (torn / NAMES[0]).write_bytes(b"half")
+    assert (copy(source, tmp_path) / NAMES[0]).read_bytes() == (source / NAMES[0]).read_bytes()
+    assert copies(tmp_path) == ["k", "k.lock"]
+
+
+def test_a_copy_that_is_found_wrong_is_none(source, tmp_path):
+    def refused(begun):
+        raise DataError("damaged")
+
+    with pytest.raises(DataError, match="damaged"):
+        copy(source, tmp_path, refused)
+    assert copies(tmp_path) == ["k.lock"]
