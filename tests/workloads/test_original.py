@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import configuration
 from configuration import ConfigError
+from search.spec import Tracking
 from segmentation.networks import Network
 from segmentation.pruning import PlanError, Prune
 from workloads import __main__ as command
@@ -125,6 +126,7 @@ def test_the_form_of_the_readme_loads_unchanged_with_its_number_that_yaml_takes_
     prune = configuration.build(Pruned, told.prune).prune
     assert prune == Prune(mode="rewind", blocks={"encoders.1": 0.1, "decoders.3": 0.3})
     assert told.tracking == {"wandb": "online", "project": "basic_unet_pruning"}
+    assert configuration.build(Tracking, told.tracking) == Tracking(wandb="online", project="basic_unet_pruning")
     assert load(README, "true", "false").tracking == {}
 
 
