@@ -111,8 +111,8 @@ class TrainingConfig:
     seed: int = 0
     """Seed of the first weights, the order of images, augmentation and dropout."""
     rewind_epoch: int = 0
-    """Keep the weights of this epoch in all later checkpoints: a network pruned afterwards may begin from them again.
-    0: none."""
+    """Keep the weights of this epoch in all later checkpoints, and its own in each earlier one: a network pruned
+    afterwards may begin from them again. 0: none."""
     freeze_epochs: int = 0
     """First epochs in which the encoder stays as it is, batch statistics included (networks with a timm encoder, and
     unet3plus)."""
@@ -303,7 +303,7 @@ def _epochs(
         train_loss, deviation = _train_pass(loop, train_batches(progress.epoch), clock)
         lr = float(loop.strategy.optimizer.param_groups[0]["lr"])
         validated = is_validated(loop.config, progress.epoch)
-        rewound = progress.epoch == loop.config.rewind_epoch
+        rewound = progress.epoch <= loop.config.rewind_epoch
         if validated or watch is not None or rewound:
             loop.best_model = loop.strategy.network() if loop.average is None else loop.average
         if rewound:

@@ -49,7 +49,7 @@ from segmentation.prediction import FlipAverage
 from segmentation.samples import Samples
 from segmentation.splits import Splits
 from segmentation.training import Parts
-from workloads import _model, _pruned, _sensitivity
+from workloads import _filters, _model, _pruned, _sensitivity
 from workloads._acdc import dataset, patches, reader, summary
 from workloads._acdc.dataset import Data
 from workloads._acdc.generator import Synthetic
@@ -66,6 +66,7 @@ __all__ = [
     "deployment",
     "evaluate",
     "facts",
+    "filters",
     "finish",
     "inspect",
     "metrics",
@@ -410,6 +411,14 @@ def deployment(config: Config) -> dict[str, Any]:
     data = config.data
     colours = tuple(drawing.CLASS_COLOURS[index % len(drawing.CLASS_COLOURS)] for index in range(data.classes))
     return {"percentiles": data.percentiles, "resize": data.size, "flips": config.flips, "colours": colours}
+
+
+def filters(checkpoint: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
+    """Look at a checkpoint's filters, and at those that values of `prune` would drop; see workloads._filters."""
+    others, asked = _filters.split(changes)
+    config, model, normaliser = load(checkpoint, others)
+    samples, made = dataset.load(config.data)
+    return _filters.write(checkpoint, config, model, _job(config, samples, made, normaliser), out_dir, asked)
 
 
 def check(config: Config, training: Config | None = None) -> None:
