@@ -3,6 +3,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import time
 from pathlib import Path
 
@@ -296,7 +297,7 @@ def test_a_copy_without_room_is_explained_and_leaves_nothing(source, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(DataError, match="copies: cannot write the cache: .*set SEGMENTATION_CACHE"):
+        with pytest.raises(DataError, match=r"copies: cannot write the cache: .*set SEGMENTATION_CACHE"):
             copy(source, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
