@@ -137,7 +137,11 @@ def _pattern(name: str, taken: Iterable[str]) -> str:
 
 def _free(leaf: Schema) -> Schema:
     """Return the schema of an open value, or of more of them nested below a part of their name."""
-    nested = {"type": "object", "not": {"anyOf": [{"required": ["type"]}, {"required": ["choices"]}]}}
+    nested = {
+        "type": "object",
+        "not": {"anyOf": [{"required": ["type"]}, {"required": ["choices"]}]},
+        "additionalProperties": {"anyOf": [leaf, {"type": "object"}]},
+    }
     return {"anyOf": [leaf, nested]}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -12,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import configuration
 import durable
 import tune
-from search import epochs, parent, planning, service, spec_file
+from search import epochs, parent, planning, service, spec_file, study_spec
 from search.errors import SearchError, SpecError, StudyError
 from search.planning import Plan
 from search.spec import SearchSpec
@@ -162,7 +162,7 @@ def test_what_cannot_be_a_parent_is_told_in_one_line_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(signal, "signal", lambda *arguments: None)
-    text = yaml.safe_dump(content(root, **sections), sort_keys=False).replace(CHECKPOINT, str(checkpoint))
+    text = json.dumps(content(root, **sections)).replace(CHECKPOINT, str(checkpoint))
     (tmp_path / "cells.yaml").write_text(text)
     given = ["--space", str(tmp_path / "cells.yaml"), "--runs", str(tmp_path / "runs")]
     for more in ([], ["--dry-run"]):
@@ -305,6 +305,7 @@ def sections_of(root: Path) -> dict[str, Any]:
         parameters={"prune.encoders.0": RATIO, "prune.encoders.1": RATIO, "prune.bottleneck": RATIO, **REWIND},
         constraints=["params <= 0.5 * parent"],
         fixed={**UNET, "epochs": 1, "threads": 1, "latency": True},
+        resources={"slots": 1},
     )
 
 
@@ -334,7 +335,7 @@ class Searched:
 @pytest.fixture(scope="module")
 def searched(ray_cluster: None, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
     folder = tmp_path_factory.mktemp("search")
-    (folder / "cells.yaml").write_text(yaml.safe_dump(sections_of(root), sort_keys=False))
+    (folder / "cells.yaml").write_text(json.dumps(sections_of(root)))
     spec = spec_file.load(str(folder / "cells.yaml"))
     plan = planning.make(spec, folder / "runs" / "cells")
     stream = io.StringIO()
@@ -415,7 +416,8 @@ def test_a_scan_that_fails_says_why_and_the_search_can_do_without(
     without = plan(
         "parent.scan=false", parent={"checkpoint": str(checkpoint)}, search={"trials": 1, "sampler": "random"}
     )
-    assert len(service.run(without, io.StringIO())) == 1
+    study_spec.write(without.paths, without.spec, without.config, without.manifest)
+    assert parent.scan(parent.inherit(without, never), lambda: pytest.fail("nothing is to be scanned")) is None
 
 
 @pytest.mark.ray
