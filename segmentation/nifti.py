@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from segmentation.epoch import DataError
 
 Array = np.ndarray[Any, Any]
 
+MIB = 2**20
 SUFFIXES = (".nii.gz", ".nii")
 
 
@@ -52,6 +54,7 @@ def head(path: Path) -> Head:
 def read(path: Path) -> tuple[Array, Head]:
     """Return the values, scaled as the file says, float32 or whole numbers; raises like `head`, or if not finite."""
     with _explained(path):
+        _check_sum(path)
         image = _load(path)
         found = _head(path, image)
         values = np.asarray(image.dataobj).reshape(found.shape)
@@ -89,6 +92,14 @@ def _load(path: Path) -> Any:
     import nibabel
 
     return nibabel.load(path)
+
+
+def _check_sum(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum is; nibabel stops at the last voxel."""
+    if path.name.lower().endswith(".gz"):
+        with gzip.open(path) as stream:
+            while stream.read(MIB):
+                pass
 
 
 def _head(path: Path, image: Any) -> Head:

@@ -13,6 +13,7 @@ from torch import nn
 import configuration
 from segmentation import checkpoints, evaluation, losses, metrics, nifti, splits
 from segmentation.augmentation import Augmentation
+from segmentation.epoch import DataError
 from segmentation.evaluation import ImageScores
 from segmentation.networks import Network
 from workloads import __main__ as command
@@ -201,6 +202,35 @@ def test_a_volume_is_predicted_at_its_own_size_and_place(run, tmp_path):
     assert head == own
     overlap = 2 * ((mask == 3) & (truth == 3)).sum() / ((mask == 3).sum() + (truth == 3).sum())
     assert overlap > 0.6
+
+
+@pytest.mark.parametrize("damage", ["nothing", "folder", "text", "truncated", "nan", "film"])
+def test_what_cannot_be_predicted_is_named(run, tmp_path, damage):
+    """One sentence of the command, which ends with 2."""
+    config, _, _ = acdc.load(run / "best")
+    source = dataset.root(config.data) / "patient003" / "patient003_frame01.nii.gz"
+    path = tmp_path / "in" / "a.nii.gz"
+    path.parent.mkdir()
+    expected = f"{path}: unreadable or truncated"
+    if damage == "nothing":
+        expected = f"{path}: "
+    elif damage == "folder":
+        path, expected = path.parent, f"{path.parent}: holds no image; expected .nii.gz"
+    elif damage == "text":
+        path.write_text("no volume")
+    elif damage == "truncated":
+        path.write_bytes(source.read_bytes()[:4000])
+    else:
+        values = nifti.read(source)[0].astype(np.float32)
+        values[3, 3, 0] = np.nan
+        values = values if damage == "nan" else np.zeros((8, 8, 2, 3), np.float32)
+        expected = f"{path}: " + ("1 values are NaN" if damage == "nan" else "has shape (8, 8, 2, 3)")
+        nifti.save(path, values, np.eye(4))
+    with pytest.raises(DataError) as caught:
+        acdc.predict(run / "best", path, tmp_path / "out")
+    assert str(caught.value).startswith(expected)
+    assert command.main(["predict", "acdc", str(run / "best"), str(path), "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.row("X3", "X4")

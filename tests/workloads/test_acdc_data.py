@@ -324,6 +324,64 @@ def test_a_folder_of_another_kind_is_refused(tmp_path, made, problem):
     refused(tmp_path / "data", rf"{tmp_path}/data: {problem}.*patientXXX/.*imagesTr/.*images/ and masks/")
 
 
+@pytest.mark.parametrize("folders", [("imagesTr", "labelsTr"), ("images", "masks")])
+def test_folders_that_are_empty_or_lack_their_other_half_are_refused(tmp_path, folders):
+    (tmp_path / "data" / folders[0]).mkdir(parents=True)
+    refused(tmp_path / "data", f"{tmp_path}/data/{folders[1]}: no such folder; it should hold")
+    (tmp_path / "data" / folders[1]).mkdir()
+    refused(tmp_path / "data", f"{tmp_path}/data: holds no image with a mask; expected patientXXX/")
+
+
+def test_a_file_in_place_of_the_folder_is_refused(original):
+    path = original / "patient001/patient001_frame01.nii.gz"
+    refused(path, f"{path}: no such folder; data.root should hold")
+
+
+@pytest.mark.parametrize("part", [0.02, 0.5, 0.98])
+@pytest.mark.parametrize("mark", ["", "_gt"])
+def test_a_volume_that_was_not_copied_to_its_end_is_refused_by_name(original, mark, part):
+    path = original / f"patient002/patient002_frame01{mark}.nii.gz"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    refused(original, f"{path}: unreadable or truncated .*; copy it again or remove it")
+
+
+def test_a_volume_with_another_byte_than_was_written_is_refused_by_name(original):
+    path = original / "patient002/patient002_frame01.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1  # of the checksum, so that all else can be read
+    path.write_bytes(bytes(content))
+    refused(original, f"{path}: unreadable or truncated .*CRC.*; copy it again or remove it")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_mask_that_is_not_finite_is_refused_by_name(original, value):
+    path = original / "patient002/patient002_frame01_gt.nii.gz"
+    mask = nifti.read(path)[0].astype(np.float32)
+    mask[:2, 0, 0] = value
+    save(path, mask)
+    refused(original, f"{path}: 2 values are NaN or infinite; replace them")
+
+
+@pytest.mark.row("P33", "P34")
+@pytest.mark.parametrize("told", [True, False])
+def test_a_patient_may_have_one_frame(original, told):
+    """Its phase is what Info.cfg says of it, and unknown without one."""
+    for path in [*(original / "patient002").glob("*.nii.gz")]:
+        if "frame01" not in path.name:
+            path.unlink()
+    if not told:
+        (original / "patient002/Info.cfg").unlink()
+    made = acdc.prepare(acdc.Config(data=settings(original)))
+    assert (made["volumes"], made["phases"]) == (7, {"ED": 4 if told else 3, "ES": 3})
+    _, made = everything(settings(original))
+    assert sum(group == "patient002" for group in made.groups) == 3
+
+
+def test_fewer_patients_than_splits_are_refused(original):
+    refused(original, "2 .*patient", patients=2)
+
+
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
