@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from segmentation.networks.unet import DoubleConv
+from segmentation.networks.volume import Volumes
 from segmentation.pruning.channels import Channels
 from segmentation.pruning.plan import PlanError, nearest
 
@@ -44,11 +45,16 @@ def of(model: nn.Module, channels: Channels, *, tied: bool = True) -> dict[str, 
     owner = _levels(model, channels) if tied else {}
     found: dict[str, list[str]] = {}
     for origin in sizes:
-        found.setdefault(owner.get(origin, origin), []).append(origin)
+        found.setdefault(name_in(model, owner.get(origin, origin)), []).append(origin)
     return {
         name: Block(name, ranked(channels, origins), tuple(origins), sizes[origins[0]])
         for name, origins in found.items()
     }
+
+
+def name_in(model: nn.Module, layer: str) -> str:
+    """Return a layer's name in the network itself, which is the same for images and for volumes."""
+    return layer.removeprefix("network.") if isinstance(model, Volumes) else layer
 
 
 def ratios(

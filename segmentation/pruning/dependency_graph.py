@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from segmentation.networks.volume import Volumes
 from segmentation.pruning import blocks as own
 from segmentation.pruning.blocks import Block
 from segmentation.pruning.channels import SIDE, Channels
@@ -33,7 +34,8 @@ def blocks(model: nn.Module, channels: Channels) -> dict[str, Block]:
         if not channels.frozen.isdisjoint(origins):
             continue
         total = channels.layers[names[0]].writes[0][1]
-        found[origins[0]] = Block(origins[0], own.ranked(channels, list(origins)), origins, total)
+        name = own.name_in(model, origins[0])
+        found[name] = Block(name, own.ranked(channels, list(origins)), origins, total)
     return found
 
 
@@ -55,7 +57,8 @@ def _groups(model: nn.Module, in_channels: int) -> Iterator[list[str]]:
     graph: Any = torch_pruning.DependencyGraph()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph.build_dependency(twin, torch.zeros(2, in_channels, SIDE, SIDE), output_transform=_logits)
+        height = SIDE * (model.slices if isinstance(model, Volumes) else 1)
+        graph.build_dependency(twin, torch.zeros(2, in_channels, height, SIDE), output_transform=_logits)
         names = {module: name for name, module in twin.named_modules()}
         for group in graph.get_all_groups(root_module_types=(nn.modules.conv._ConvNd,)):
             members = [

@@ -231,6 +231,43 @@ def test_a_pruned_network_of_volumes_equals_the_one_with_those_channels_silenced
     assert sum(p.numel() for p in smaller.parameters()) < 0.6 * sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.row("P8")
+def test_blocks_have_the_names_that_they_have_in_2d():
+    config = small(**{"prune.encoders.1": 0.5, "prune.bottleneck": 0.25})
+    blank, (flat, deep) = acdc._blank(config), ([], [])
+    for found, size in ((flat, {"network.dims": 2, "data.patch_slices": 0}), (deep, {})):
+        model = acdc._blank(small(**size)).build()
+        channels = pruning.trace(model, *acdc._blank(small(**size)).shape)
+        found += pruning.blocks.of(model, channels)
+    assert flat == deep
+    channels = pruning.trace(blank.build(), *blank.shape)
+    widths = pruning.make_plan(config.prune, blank.build(), channels).widths
+    whole = {name: layer.writes[0][1] for name, layer in channels.layers.items() if name in widths}
+    cut = {name.split(".net.")[0].removeprefix("network."): (whole[name], widths[name]) for name in widths}
+    assert {name: ends for name, ends in cut.items() if ends[0] != ends[1]} == {
+        "encoders.1": (8, 4),
+        "bottleneck": (16, 12),
+    }
+    with pytest.raises(pruning.PlanError, match=r"encoders\.7: no block of this network"):
+        acdc.check(small(**{"prune.encoders.7": 0.5}))
+
+
+@pytest.mark.row("P51")
+def test_a_dependency_graph_prunes_volumes_of_any_number_of_slices():
+    pytest.importorskip("torch_pruning")
+    config = small(**{"data.patch_slices": 5, "prune.default": 0.5, "prune.backend": "depgraph"})
+    blank = acdc._blank(config)
+    model = blank.build().eval()
+    channels = pruning.trace(model, *blank.shape)
+    made = pruning.make_plan(config.prune, model, channels)
+    smaller = pruning.apply(model, channels, made)
+    silent = tracing.silenced(model, channels, pruning.plan.origins(channels, made))
+    image = torch.rand(1, *blank.shape)
+    with torch.inference_mode():
+        assert (smaller(image) - silent(image)).abs().max() < 1e-5
+    assert sum(p.numel() for p in smaller.parameters()) < 0.5 * sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize("mode", ["none", "rewind"])
 def test_a_parent_is_pruned_and_trained_on_in_3d(run, tmp_path, mode):
     config = small(parent=str(run[1]), epochs=1, **{"prune.default": 0.5, "prune.mode": mode})
