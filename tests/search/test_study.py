@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -154,7 +155,9 @@ def test_configurations_that_break_a_constraint_do_not_count(toy: Load, open_stu
 
 
 def test_what_the_config_refuses_does_not_count(toy: Load, open_study: Open) -> None:
-    study = open_study(toy(search=RANDOM, parameters={"lr": {"type": "float", "low": -1.0, "high": 1.0}}))
+    spec = toy(search=RANDOM, parameters={"lr": {"type": "float", "low": 0.1, "high": 1.0}})
+    (lr,) = spec.parameters
+    study = open_study(dataclasses.replace(spec, parameters=(dataclasses.replace(lr, low=-1.0),)))
     assert all(ask(study).config["lr"] > 0 for _ in range(6))
 
 

@@ -205,7 +205,13 @@ def test_the_first_metric_has_a_test_score_of_the_same_name(workload, evaluation
 
 
 def test_evaluating_again_gives_the_same(workload, run, evaluation, tmp_path):
-    assert workload.evaluate(run.checkpoint(EPOCHS), "test", tmp_path).metrics == evaluation[0].metrics
+    again = workload.evaluate(run.checkpoint(EPOCHS), "test", tmp_path)
+    assert scores(again) == scores(evaluation[0])
+
+
+def scores(found):
+    """Return the metrics but for the measured time, which is another each time."""
+    return {name: value for name, value in found.metrics.items() if name != "latency_ms"}
 
 
 def test_nothing_global_is_left_behind(workload, run):
@@ -303,7 +309,7 @@ def test_flips_are_averaged_in_evaluation_too(name, workload, monkeypatch, tmp_p
     found = workload.evaluate(checkpoint, "test", tmp_path / "with", {"flips": True})
     assert set(views) == {4}
     assert found.details["flips"] is True
-    assert found.metrics != plain.metrics
+    assert scores(found) != scores(plain)
 
 
 def test_inspect_writes_pictures(name, workload, tmp_path):
