@@ -80,7 +80,8 @@ def scan(config: PrunableConfig, job: Job, searched: Mapping[str, Sequence[float
 
     searched = {name: bounds for name, bounds in searched.items() if _prunes(name)}
     base = _score(copy.deepcopy(whole), job, device)
-    wanted = {*_of_blocks(config.prune, whole, channels), *_of_searched(searched)}
+    by_block = list(_of_blocks(config.prune, whole, channels))
+    wanted = {*by_block, *_of_searched(searched, {name for name, _ in by_block})}
     rows = [row for name, value in sorted(wanted) if (row := tried(name, value)) is not None]
     _write(out_dir, rows, base)
     return {
@@ -141,10 +142,11 @@ def _of_blocks(prune: Prune, whole: nn.Module, channels: Channels) -> Iterator[t
         yield from ((f"{PREFIX}{name}", ratio) for ratio in RATIOS)
 
 
-def _of_searched(searched: Mapping[str, Sequence[float]]) -> Iterator[tuple[str, float]]:
+def _of_searched(searched: Mapping[str, Sequence[float]], known: set[str]) -> Iterator[tuple[str, float]]:
+    """Yield the ends of each range, and values between them where these are not those of a block."""
     for name, (low, high) in searched.items():
-        inner = (round(float(value), 4) for value in np.linspace(low, high, STEPS)[1:-1])
-        yield from ((name, value) for value in (low, *inner, high))
+        between = () if name in known else np.linspace(low, high, STEPS)[1:-1]
+        yield from ((name, value) for value in (low, *(round(float(value), 4) for value in between), high))
 
 
 def _score(model: nn.Module, job: Job, device: torch.device) -> float:

@@ -272,13 +272,13 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     samples, made = dataset.load(config.data)
     _model.refuse_seen(checkpoint, made)
     names = dataset.class_names(config.data)
-    model = _mirrored(model) if config.flips else model
+    network, model = model, _mirrored(model) if config.flips else model
     with splits.test_split_open():
         indices = splits.indices(made, split)
         found, outlines = _score_whole(config, model, samples, indices, normaliser)
         drawn = _draw(config, model, samples, indices, normaliser, out_dir)
         job = _job(config, samples, made, normaliser, whole=True)
-        price = _pruned.evaluated(checkpoint, config, model, job, split)
+        price = _pruned.evaluated(checkpoint, config, network, job, split)
     scored = evaluation.evaluation(
         found,
         [made.groups[index] for index in found.index],

@@ -190,7 +190,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     samples, made = dataset.load(config.data)
     _model.refuse_seen(checkpoint, made)
     names = dataset.class_names(config.data)
-    model = FlipAverage(model, multilabel=False) if config.flips else model
+    network, model = model, FlipAverage(model, multilabel=False) if config.flips else model
     predicted: dict[int, Any] = {}
     with splits.test_split_open():
         indices = splits.indices(made, split)
@@ -198,7 +198,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
         drawn = _draw(config, model, samples, indices, normaliser, out_dir)
         tolerance, ignored = config.surface_tolerance, config.data.ignore_index
         outlines = _model.outlines(samples, predicted, config.data.classes, tolerance, ignored)
-        told = _pruned.evaluated(checkpoint, config, model, _job(config, samples, made, normaliser), split)
+        told = _pruned.evaluated(checkpoint, config, network, _job(config, samples, made, normaliser), split)
     scored = evaluation.evaluation(
         found,
         [made.groups[index] for index in found.index],
