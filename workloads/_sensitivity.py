@@ -143,10 +143,11 @@ def _of_blocks(prune: Prune, whole: nn.Module, channels: Channels) -> Iterator[t
 
 
 def _of_searched(searched: Mapping[str, Sequence[float]], known: set[str]) -> Iterator[tuple[str, float]]:
-    """Yield the ends of each range, and values between them where these are not those of a block."""
+    """Yield values over each range, its ends among them; of a block, which is tried anyway, the upper end alone."""
     for name, (low, high) in searched.items():
-        between = () if name in known else np.linspace(low, high, STEPS)[1:-1]
-        yield from ((name, value) for value in (low, *(round(float(value), 4) for value in between), high))
+        between = np.linspace(low, high, STEPS)[1:-1]
+        over = (high,) if name in known else (low, *(round(float(value), 4) for value in between), high)
+        yield from ((name, value) for value in over)
 
 
 def _score(model: nn.Module, job: Job, device: torch.device) -> float:

@@ -84,8 +84,8 @@ def test_every_block_and_every_searched_amount_is_tried_by_one_pass_each(
     blocks = {name for name, _ in tried} - set(searched)
     assert blocks == {f"prune.{name}" for name in ("encoders.0", "encoders.1", "decoders.1", "decoders.3")}
     assert {value for name, value in tried if name == "prune.encoders.0"} == {0.25, 0.5, 0.75}
-    inside = {0.0, 0.2167, 0.4333, 0.65}
-    assert {value for name, value in tried if name == "prune.bottleneck"} == {0.25, 0.5, 0.75} | inside
+    assert {value for name, value in tried if name == "prune.bottleneck"} == {0.25, 0.5, 0.65, 0.75}
+    assert {value for name, value in tried if name == "prune.default"} == {0.0, 0.2, 0.4, 0.6}
     assert {value for name, value in tried if name == "prune.params"} == {1 / 3, 0.5556, 0.7778, 1.0}
     assert len(scored) == 1 + len(found["rows"]), "the whole network once, and each row once"
     assert found["points"] and all(
