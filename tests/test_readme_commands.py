@@ -31,7 +31,7 @@ SHORTER = {
     "python -m workloads list": "",
     "python -m workloads backbones": " resnet18 --size 64",
     "python -m workloads train pairs --set lr=3e-4": " --set epochs=1 --set network.base=4 --out {runs}/pairs-train",
-    "python -m workloads lr pairs": " --set network.base=4 --out {runs}/lr",
+    "python -m workloads lr pairs": " --steps 20 --set network.base=4 --out {runs}/lr",
     "python -m workloads train acdc --config FILE": " --set data.size=32 --set data.synthetic.patients=6"
     " --set data.synthetic.slices=2 --set data.synthetic.size=32 --set network.widths=[2,4] --out {runs}/acdc-train",
     "python -m workloads evaluate pairs CHECKPOINT": " --out {runs}/evaluate",
@@ -44,7 +44,7 @@ SHORTER = {
     "python -m workloads inspect pairs --set data.root=mine --set data.classes=2": " --out {runs}/inspect-mine",
     "python tune.py --space nuclei.yaml --dry-run": " --runs {runs}/dry",
     "python tune.py --space nuclei.yaml --set search.trials=64": f" --runs {{runs}}/more{SMALL}",
-    "python tune.py --space nuclei.yaml --set data.root=mine --set data.classes=2": f" --runs {{runs}}/mine{SMALL}",
+    "python tune.py --space nuclei.yaml --set data.root=mine --set data.classes=2": " --runs {runs}/mine --dry-run",
     "python tune.py --space unet3plus_debug.yaml": " --runs {runs}/spacecraft --dry-run",
     "python tune.py --space unet3plus.yaml --set data.root=/data/spark": " --runs {runs}/spark --dry-run"
     " --set parameters.data.target_size.choices=[64,96]"

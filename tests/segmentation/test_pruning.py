@@ -82,7 +82,7 @@ def drawn_network(name: str, widths: tuple[int, ...]) -> Network:
     norm=st.sampled_from(["batch", "none"]),
     seed=st.integers(0, 2**20),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_pruned_network_equals_the_whole_one_with_the_dropped_channels_silent(name, widths, norm, seed):
     config = drawn_network(name, widths)
     config = config if name == "tinyunet" else Network(**{**vars(config), "norm": norm})
