@@ -25,7 +25,7 @@ Point = tuple[float, float, float]
 """Seconds since the start, Dice, share of the MACs that are saved."""
 
 
-def measure(seeds: int = 3, trials: int = 20, epochs: int = 20, tuned: int = 4, size: int = 64) -> dict[str, Any]:
+def measure(seeds: int = 2, trials: int = 20, epochs: int = 20, tuned: int = 4, size: int = 64) -> dict[str, Any]:
     """Return the time to the same hypervolume with inheritance over that from scratch, the median over seeds."""
     ratios, volumes = [], []
     with _searches.ray_up():

@@ -23,7 +23,7 @@ from search import comparison, samplers, space, spec_file, workload
 from search.errors import DiskError, SearchError, SpecError, StudyError, disk_error, is_disk
 from search.evaluation import Candidate
 from search.record import StudyPaths
-from search.spec import SearchSpec, Stopping
+from search.spec import Resources, SearchSpec, Stopping
 from search.study import Study
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def scan(plan: Plan, start: Callable[[], None]) -> dict[str, Any] | None:
         return None
     if not plan.paths.scan.is_file():
         start()
-        cpus, gpus = plan.spec.resources.cpus_per_worker, float(plan.spec.resources.gpus_per_worker)
+        cpus, gpus = _alone(plan).cpus_per_worker, float(plan.spec.resources.gpus_per_worker)
         job = ray.remote(_scan).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)
         values, folder = spec_file.fixed_values(plan.spec), str(plan.paths.scan.parent.absolute())
         parts = tuple(f"{part}." for part in workload.uninherited_by(module))
@@ -160,6 +160,7 @@ def _trained(plan: Plan, run: Callable[[Study], None]) -> Path:
         fixed=spec_file.parent_values(plan.spec),
         search=dataclasses.replace(plan.spec.search, trials=1, sampler="random", wall_time_s=None, slot_hours=None),
         stopping=Stopping(rule="none"),
+        resources=_alone(plan),
     )
     study = Study(plan.paths, spec, name=f"{plan.spec.name}/{NOTE}", trials="parent_training")
     study.enqueue({}, NOTE)
@@ -171,6 +172,16 @@ def _trained(plan: Plan, run: Callable[[Study], None]) -> Path:
             "and give the search a folder of its own with --study NAME"
         )
     return plan.paths.folder / record.checkpoint
+
+
+def _alone(plan: Plan) -> Resources:
+    """Return what a single worker gets while no trial is beside it: the CPUs of all slots, if one machine has them."""
+    given, room = plan.spec.resources, plan.room
+    if given.workers > 1:
+        return given
+    machine = max((cpus for cpus, _ in room.nodes), default=room.cpus)
+    cpus = max(given.cpus_per_worker, min(given.cpus_per_worker * plan.slots, machine))
+    return dataclasses.replace(given, cpus_per_worker=cpus)
 
 
 def _pin(source: Path, folder: Path) -> str:

@@ -20,6 +20,7 @@ import tune
 from search import epochs, parent, planning, service, spec_file, study_spec
 from search.errors import SearchError, SpecError, StudyError
 from search.planning import Plan
+from search.resources import Room
 from search.spec import SearchSpec
 from search.study import Outcome, Study
 from search.trial import TrialRun
@@ -255,6 +256,19 @@ def test_a_parent_is_trained_once_and_goes_on_after_a_kill(plan: Callable[..., P
     assert (made.paths.parent / "rewind.safetensors").is_file()
     shutil.rmtree(folder.parent)
     assert parent.inherit(plan(**sections), never).spec == made.spec
+
+
+def test_what_runs_alone_gets_the_cpus_of_all_slots_that_one_machine_has(plan: Callable[..., Plan]) -> None:
+    made = plan(parent={"train": {"epochs": 1}}, resources={"cpus_per_worker": 1}, fixed={**UNET, "epochs": 1})
+
+    def cpus(slots: int, workers: int = 1, nodes: tuple[tuple[float, float], ...] = ()) -> float:
+        resources = dataclasses.replace(made.spec.resources, workers=workers)
+        spec = dataclasses.replace(made.spec, resources=resources)
+        room = Room(cpus=8, gpus=0, where="here", nodes=nodes)
+        return parent._alone(dataclasses.replace(made, spec=spec, slots=slots, room=room)).cpus_per_worker
+
+    assert [cpus(1), cpus(2), cpus(20)] == [1, 2, 8]
+    assert cpus(8, nodes=((4, 0), (4, 0))) == 4 and cpus(4, workers=2) == 1
 
 
 def test_a_parent_whose_training_fails_says_why(plan: Callable[..., Plan]) -> None:
