@@ -39,7 +39,7 @@ TABLE = {
     "params": "params",
     "gmacs": "GMACs",
     "latency_ms": "latency p50 (ms)",
-    "latency_ratio": "latency, of parent's",
+    "latency_ratio": "share of parent latency",
     "mean_dice_no_bg_before": "Dice before training",
     "mean_dice_no_bg": "Dice",
     "mean_dice_before": "Dice with background before",
