@@ -217,6 +217,11 @@ def learning_rates(
     return _write(figure, path)
 
 
+def class_colours(count: int) -> tuple[Colour, ...]:
+    """Return a colour for each of so many classes, the same ones again where there are more classes than colours."""
+    return tuple(CLASS_COLOURS[index % len(CLASS_COLOURS)] for index in range(count))
+
+
 def default_colours(multilabel: bool) -> tuple[Colour, ...]:
     """Return the colours of labels that may overlap, or of classes that exclude each other."""
     return LABEL_COLOURS if multilabel else CLASS_COLOURS

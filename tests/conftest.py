@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,22 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no development data in {folder}; set SHARED_DATA to the folder that holds it")
     return folder
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep decoded data out of the home folder, and for one file of tests only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGMENTATION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def sigterm_as_before() -> Iterator[None]:
+    """Put back what a command does with SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

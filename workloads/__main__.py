@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -249,7 +249,7 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     commands["train"].add_argument("--metric", metavar="METRIC", help=text)
     commands["train"].add_argument("--resume", action="store_true", help="go on from the last whole epoch in --out")
     text = "training steps from the lowest rate to the highest (default: 100)"
-    commands["lr"].add_argument("--steps", type=_steps, default=100, metavar="COUNT", help=text)
+    commands["lr"].add_argument("--steps", type=_whole(10, " of steps"), default=100, metavar="COUNT", help=text)
     text = "start from a configuration file of the system that the workload reproduces; --set has the last word"
     commands["train"].add_argument("--config", metavar="FILE", type=Path, help=text)
     text = "with --config and --set parent=FOLDER: what the pruned network begins with: none (or null), random, rewind"
@@ -260,7 +260,7 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     text = "write model_int8.onnx too, and what it loses and gains as quantisation.csv and .md"
     commands["export"].add_argument("--int8", action="store_true", help=text)
     text = "steps of quantisation-aware training for model_int8_qat.onnx; implies --int8"
-    commands["export"].add_argument("--qat", type=_count, default=0, metavar="STEPS", help=text)
+    commands["export"].add_argument("--qat", type=_whole(1), default=0, metavar="STEPS", help=text)
     text = "build an engine on this machine's GPU too (default: fp16)"
     precisions = ("fp32", "fp16", "int8")
     commands["export"].add_argument("--tensorrt", nargs="?", const="fp16", choices=precisions, help=text)
@@ -269,9 +269,9 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     text = "another checkpoint for the table of int8, such as the parent of a pruned one"
     commands["export"].add_argument("--beside", type=Path, metavar="CHECKPOINT", help=text)
     text = "side of a square image in pixels (default: as the workload's samples)"
-    commands["cost"].add_argument("--size", type=_side, metavar="PIXELS", help=text)
+    commands["cost"].add_argument("--size", type=_whole(1, " of pixels"), metavar="PIXELS", help=text)
     text = "threads of the CPU (default: 1)"
-    commands["cost"].add_argument("--threads", type=_count, default=1, metavar="THREADS", help=text)
+    commands["cost"].add_argument("--threads", type=_whole(1), default=1, metavar="THREADS", help=text)
 
 
 def _add_backbones(command: argparse.ArgumentParser) -> None:
@@ -279,25 +279,18 @@ def _add_backbones(command: argparse.ArgumentParser) -> None:
     text = "a timm encoder to show beside the ten that are always shown"
     command.add_argument("encoders", metavar="ENCODER", nargs="*", help=text)
     text = "side of the image that GMACs are counted for, in pixels (default: 512)"
-    command.add_argument("--size", type=_side, default=512, metavar="PIXELS", help=text)
+    command.add_argument("--size", type=_whole(1, " of pixels"), default=512, metavar="PIXELS", help=text)
 
 
-def _side(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of pixels, at least 1")
-    return int(text)
+def _whole(least: int, of: str = "") -> Callable[[str], int]:
+    """Return what reads a whole number of something, at least so many, from a command line."""
 
+    def read(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number{of}, at least {least}")
+        return int(text)
 
-def _steps(text: str) -> int:
-    if not text.isdigit() or int(text) < 10:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of steps, at least 10")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number, at least 1")
-    return int(text)
+    return read
 
 
 def _values(given: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from torch import nn
 import configuration
 from segmentation import checkpoints, pruning
 from segmentation.pruning import Prune, inspection, plan
-from segmentation.pruning.importance import REDUNDANCY
 from workloads._pruned import Job, PrunableConfig
 
 PREFIX = "prune."
@@ -46,8 +45,8 @@ def write(
     if asked:
         # Built beside the rest of the Config, so that an error names the key as it was typed.
         prune = configuration.build(type(config), asked).prune
-        images = list(job.images()) if prune.importance in REDUNDANCY else []
-        made = pruning.make_plan(prune, model, channels, images=images, seed=config.seed) if prune.active else None
+        images, seed = job.images(), config.seed
+        made = pruning.make_plan(prune, model, channels, images=images, seed=seed) if prune.active else None
     else:
         prune, applied = config.prune, checkpoints.read_meta(checkpoint).get("pruned")
         made = plan.read(checkpoint / plan.FILE) if applied is not None else None

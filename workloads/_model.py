@@ -147,6 +147,11 @@ def spread(indices: Sequence[int], count: int) -> list[int]:
     return [indices[place] for place in places]
 
 
+def with_most_classes(samples: Samples, indices: Sequence[int], count: int) -> list[int]:
+    """Return so many samples spread over a split, those with most classes first."""
+    return sorted(spread(indices, 4 * count), key=lambda index: -len(np.unique(samples.mask(index))))[:count]
+
+
 @torch.inference_mode()
 def examples(model: nn.Module, samples: Samples, shown: Sequence[int], normaliser: Normaliser) -> list[figures.Example]:
     """Return some samples, each with the classes' probabilities that a network gives its pixels."""
@@ -167,11 +172,16 @@ def steps_per_epoch(config: TrainingConfig, made: Splits) -> int:
 
 def with_splits(epoch: Epoch, made: Splits) -> Epoch:
     """Return the epoch, its checkpoint also telling which sample was in which split."""
+    return with_file(epoch, lambda folder: splits.write(made, folder / SPLITS))
+
+
+def with_file(epoch: Epoch, write: Callable[[Path], object]) -> Epoch:
+    """Return the epoch, its checkpoint with a file more, which one of its processes writes into the folder."""
 
     def save(folder: Path) -> None:
         epoch.save(folder)
         if ranks.place()[0] == 0:
-            splits.write(made, folder / SPLITS)
+            write(folder)
 
     return dataclasses.replace(epoch, save=save)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import configuration
 import durable
-from segmentation import cache, checkpoints, networks, pruning, ranks, training
+from segmentation import cache, checkpoints, networks, pruning, training
 from segmentation.deployment import measure
 from segmentation.epoch import DataError, Epoch
 from segmentation.networks import Network
@@ -30,7 +30,6 @@ from segmentation.splits import Splits
 from segmentation.training import TrainingConfig
 from workloads import _model, _run
 
-LATENCY_RUNS, LATENCY_WARMUP = 15, 3
 UNINHERITED = ("prune",)
 """What a parent is trained without."""
 FACTS = tuple(f"{whose}{name}" for whose in ("", "parent.") for name in ("params", "macs", "gmacs"))
@@ -224,17 +223,15 @@ def begin(config: PrunableConfig, job: Job) -> Begun:
     whole = whole_network(config, job)
     channels = pruning.trace(whole, *job.shape)
     if not config.prune.active:
-        return Begun(whole, None, _origin(config), _costs(channels, {}))
+        return Begun(whole, None, _origin(config), costs(channels, {}))
     seen = list(job.images()) if config.prune.importance in REDUNDANCY or config.prune.recalibrate else []
     made = pruning.make_plan(config.prune, whole, channels, images=seen, seed=config.seed)
     smaller, told = _weighed(config, job.shape, whole, channels, made)
     if config.prune.mode != "random":
         told["recalibrated_batches"] = weights.recalibrate(smaller, seen, config.prune.recalibrate)
-    widths = {name: len(kept) for name, kept in plan.origins(channels, made).items()}
-    before = _costs(channels, {})
-    told |= {f"parent_{name}": value for name, value in before.items()}
+    told |= {f"parent_{name}": value for name, value in costs(channels, {}).items()}
     record = {**_origin(config), "widths": made.widths, "pruned": told}
-    return Begun(smaller, made, record, _costs(channels, widths))
+    return Begun(smaller, made, record, costs(channels, plan.counts(channels, made)))
 
 
 def resumed(folder: Path, blank: Blank) -> Begun:
@@ -247,7 +244,7 @@ def resumed(folder: Path, blank: Blank) -> Begun:
     model = restored(blank.build(), meta, *blank.shape)
     made = plan.read(folder / plan.FILE) if (folder / plan.FILE).is_file() else None
     record: dict[str, Any] = {key: meta[key] for key in ("parent", "widths", "pruned", "constants") if key in meta}
-    return Begun(model, made, record, _costs(pruning.trace(model, *blank.shape), {}))
+    return Begun(model, made, record, costs(pruning.trace(model, *blank.shape), {}))
 
 
 def restored(model: nn.Module, record: Mapping[str, Any], *shape: int) -> nn.Module:
@@ -273,9 +270,8 @@ def facts(config: PrunableConfig, blank: Blank) -> dict[str, float]:
     prune, widths = config.prune, dict[str, int]()
     if prune.active:
         prune = dataclasses.replace(prune, importance="l1") if prune.importance in REDUNDANCY else prune
-        made = pruning.make_plan(prune, whole, channels, seed=config.seed)
-        widths = {name: len(kept) for name, kept in plan.origins(channels, made).items()}
-    found = {"": _costs(channels, widths), "parent.": _costs(channels, {})}
+        widths = plan.counts(channels, pruning.make_plan(prune, whole, channels, seed=config.seed))
+    found = {"": costs(channels, widths), "parent.": costs(channels, {})}
     return {
         f"{whose}{name}": value
         for whose, values in found.items()
@@ -298,16 +294,17 @@ def check(config: PrunableConfig, blank: Blank) -> None:
         pruning.check(config.prune, model, pruning.trace(model, *blank.shape))
 
 
-def start(config: PrunableConfig, job: Job, resume: Path | None) -> Begun:
+def start(config: PrunableConfig, job: Job, resume: Path | None = None) -> Begun:
     """Return the network that training starts with or goes on with, its record telling what does not change.
 
     Those `constants` are params, gmacs, latency_ms if asked for, and the scores of a network that does not begin from
     fresh weights as it is before the first step. Raises as `begin` and `resumed`.
     """
+    training.seed_everything(config.seed)
     if resume is not None:
         return resumed(resume, job)
     begun = begin(config, job)
-    constants = {**begun.costs, **_latency(config, begun.model, job)}
+    constants = {**begun.costs, **(_latency(config, begun.model, job) if config.latency else {})}
     if config.parent is not None or begun.plan is not None:
         found = _scores_before(config, begun.model, job, "validation")
         constants |= {f"val_{name}": value for name, value in found.items()}
@@ -326,16 +323,8 @@ def validator(job: Job, begun: Begun) -> Callable[[nn.Module], dict[str, float]]
 
 def with_plan(epoch: Epoch, begun: Begun) -> Epoch:
     """Return the epoch, its checkpoint with the plan beside it where there is one."""
-    if begun.plan is None:
-        return epoch
     made = begun.plan
-
-    def save(folder: Path) -> None:
-        epoch.save(folder)
-        if ranks.place()[0] == 0:
-            plan.write(folder / plan.FILE, made)
-
-    return dataclasses.replace(epoch, save=save)
+    return epoch if made is None else _model.with_file(epoch, lambda folder: plan.write(folder / plan.FILE, made))
 
 
 def reported(config: PrunableConfig) -> dict[str, str]:
@@ -353,15 +342,15 @@ def evaluated(checkpoint: Path, config: PrunableConfig, model: nn.Module, job: J
     latter two need the parent, and are left out where it is gone.
     """
     record = checkpoints.read_meta(checkpoint)
-    found = _costs(pruning.trace(model, *job.shape), {})
+    found = costs(pruning.trace(model, *job.shape), {})
     if "pruned" not in record:
-        return found | _latency(dataclasses.replace(config, latency=True), model, job)
+        return found | _latency(config, model, job)
     found |= {key: record["pruned"][key] for key in ("parent_params", "parent_gmacs")}
     try:
         whole, before = whole_network(config, job), begin(config, job).model
     except DataError as error:
         logger.warning("%s: no scores from before training, since its parent is gone (%s)", checkpoint, error)
-        return found | _latency(dataclasses.replace(config, latency=True), model, job)
+        return found | _latency(config, model, job)
     own, parents = measure.in_turns((model, whole), *job.shape, device=training.resolve_device(config.device))
     found |= {"latency_ms": own, "parent_latency_ms": parents, "latency_ratio": own / parents}
     return found | _scores_before(config, before, job, split)
@@ -383,11 +372,8 @@ def _scores_before(config: PrunableConfig, model: nn.Module, job: Job, split: st
 
 
 def _latency(config: PrunableConfig, model: nn.Module, job: Job) -> dict[str, float]:
-    if not config.latency:
-        return {}
-    device = training.resolve_device(config.device)
-    found = measure.measure(model, *job.shape, device=device, runs=LATENCY_RUNS, warmup=LATENCY_WARMUP)
-    return {"latency_ms": found.p50_ms}
+    (found,) = measure.in_turns((model,), *job.shape, device=training.resolve_device(config.device))
+    return {"latency_ms": found}
 
 
 def whole_network(config: PrunableConfig, blank: Blank) -> nn.Module:
@@ -427,5 +413,6 @@ def _origin(config: PrunableConfig) -> dict[str, Any]:
     return {"parent": {"folder": config.parent, "sha256": checkpoints.digest(found.folder)}, **widths}
 
 
-def _costs(channels: Channels, kept: Mapping[str, int]) -> dict[str, float]:
+def costs(channels: Channels, kept: Mapping[str, int]) -> dict[str, float]:
+    """Return params and gmacs where each origin keeps so many channels, or all."""
     return {"params": float(channels.parameters(kept)), "gmacs": channels.macs(kept) / 1e9}

@@ -13,6 +13,7 @@ import copy
 import csv
 import dataclasses
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +26,9 @@ from torch import nn
 import configuration
 import durable
 from segmentation import figures, pruning, training
-from segmentation.pruning import Channels, Prune, blocks, importance, plan, weights
+from segmentation.pruning import Prune, plan, weights
 from segmentation.pruning.plan import PlanError
-from workloads._pruned import Job, PrunableConfig, whole_network
+from workloads._pruned import Job, PrunableConfig, costs, whole_network
 
 PREFIX = "prune."
 RATIOS = (0.25, 0.5, 0.75)
@@ -63,25 +64,23 @@ def scan(config: PrunableConfig, job: Job, searched: Mapping[str, Sequence[float
     whole = whole_network(config, job)
     channels = pruning.trace(whole, *job.shape)
     seen = list(job.images())
-    scores = importance.scores(
-        whole, channels, _ranked(config.prune, whole, channels), config.prune.importance, images=seen, seed=config.seed
-    )
+    groups = pruning.blocks_of(config.prune, whole, channels)
+    scores = pruning.scores_of(config.prune, whole, channels, groups, images=seen, seed=config.seed)
     device = training.resolve_device(config.device)
 
     def tried(name: str, value: float) -> Row | None:
         try:
-            made = _plan(_only(config.prune, name, value), whole, channels, scores)
+            made = pruning.plan_from(_only(config.prune, name, value), channels, groups, scores)
         except PlanError:  # a budget that is out of reach
             return None
         smaller = pruning.apply(whole, channels, made)
         weights.recalibrate(smaller, seen, config.prune.recalibrate)
-        widths = {origin: len(kept) for origin, kept in plan.origins(channels, made).items()}
-        return Row(name, value, _score(smaller, job, device), channels.parameters(widths), channels.macs(widths) / 1e9)
+        return Row(name, value, _score(smaller, job, device), **costs(channels, plan.counts(channels, made)))
 
     searched = {name: bounds for name, bounds in searched.items() if _prunes(name)}
     base = _score(copy.deepcopy(whole), job, device)
-    by_block = list(_of_blocks(config.prune, whole, channels))
-    wanted = {*by_block, *_of_searched(searched, {name for name, _ in by_block})}
+    known = {f"{PREFIX}{name}" for name in groups}
+    wanted = {*itertools.product(known, RATIOS), *_of_searched(searched, known)}
     rows = [row for name, value in sorted(wanted) if (row := tried(name, value)) is not None]
     _write(out_dir, rows, base)
     return {
@@ -118,16 +117,6 @@ def _prunes(name: str) -> bool:
     return own in AMOUNTS or own not in configuration.fields(Prune)
 
 
-def _ranked(prune: Prune, whole: nn.Module, channels: Channels) -> list[str]:
-    return [block.ranked for block in blocks.of(whole, channels, tied=prune.backend == "blocks").values()]
-
-
-def _plan(prune: Prune, whole: nn.Module, channels: Channels, scores: Mapping[str, Any]) -> plan.Plan:
-    groups = blocks.of(whole, channels, tied=prune.backend == "blocks")
-    by_block = {name: scores[block.ranked] for name, block in groups.items()}
-    return pruning.plan_from(prune, channels, groups, by_block)
-
-
 def _only(prune: Prune, name: str, value: float) -> Prune:
     """Return the configuration in which one value alone prunes."""
     nothing = dataclasses.replace(prune, default=0.0, global_=0.0, macs=1.0, params=1.0, plan=None, blocks={})
@@ -135,11 +124,6 @@ def _only(prune: Prune, name: str, value: float) -> Prune:
     if own in AMOUNTS:
         return configuration.replace(nothing, {own: value})
     return dataclasses.replace(nothing, blocks={own: value})
-
-
-def _of_blocks(prune: Prune, whole: nn.Module, channels: Channels) -> Iterator[tuple[str, float]]:
-    for name in blocks.of(whole, channels, tied=prune.backend == "blocks"):
-        yield from ((f"{PREFIX}{name}", ratio) for ratio in RATIOS)
 
 
 def _of_searched(searched: Mapping[str, Sequence[float]], known: set[str]) -> Iterator[tuple[str, float]]:

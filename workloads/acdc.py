@@ -237,7 +237,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
     job = _job(config, samples, made, normaliser)
-    begun = _begun(config, job, resume)
+    begun = _pruned.start(config, job, resume)
     names, synthetic = dataset.class_names(config.data), not config.data.root
     for epoch in training.fit(
         config,
@@ -256,7 +256,7 @@ def parts(config: Config) -> Parts:
     config = _pruned.inherited(config, WORKLOAD)
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    begun = _begun(config, _job(config, samples, made, normaliser))
+    begun = _pruned.start(config, _job(config, samples, made, normaliser))
     return _parts(config, samples, made, normaliser, begun)
 
 
@@ -372,7 +372,7 @@ def inspect(config: Config, out_dir: Path) -> list[Path]:
     """Draw four training slices: as stored, with their mask, and augmented; return the picture's path."""
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    shown = _with_most_classes(samples, splits.indices(made, "train"))
+    shown = _model.with_most_classes(samples, splits.indices(made, "train"), SHOWN)
     out_dir.mkdir(parents=True, exist_ok=True)
     splits.write(made, out_dir / "splits.json")
     names, path = dataset.class_names(config.data), out_dir / "samples.png"
@@ -409,8 +409,12 @@ def samples(config: Config) -> tuple[Samples, Splits]:
 def deployment(config: Config) -> dict[str, Any]:
     """Return how an exported network is used, slice by slice."""
     data = config.data
-    colours = tuple(drawing.CLASS_COLOURS[index % len(drawing.CLASS_COLOURS)] for index in range(data.classes))
-    return {"percentiles": data.percentiles, "resize": data.size, "flips": config.flips, "colours": colours}
+    return {
+        "percentiles": data.percentiles,
+        "resize": data.size,
+        "flips": config.flips,
+        "colours": drawing.class_colours(data.classes),
+    }
 
 
 def filters(checkpoint: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
@@ -468,11 +472,6 @@ def _job(config: Config, samples: Samples, made: Splits, normaliser: Normaliser,
     blank = _blank(config)
     images = _model.first_images(config, samples, made, normaliser)
     return _pruned.Job(blank.build, blank.shape, images, score)
-
-
-def _begun(config: Config, job: _pruned.Job, resume: Path | None = None) -> _pruned.Begun:
-    training.seed_everything(config.seed)
-    return _pruned.start(config, job, resume)
 
 
 def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normaliser, begun: _pruned.Begun) -> Parts:
@@ -587,7 +586,7 @@ def _examples(
     config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
 ) -> list[drawing.Example]:
     """Return a few slices with their predictions, of volumes those that show most."""
-    found = _model.examples(model, samples, _with_most_classes(samples, indices), normaliser)
+    found = _model.examples(model, samples, _model.with_most_classes(samples, indices, SHOWN), normaliser)
     return [_one_slice(one, config.data.patch_slices) for one in found] if config.data.patch_slices else found
 
 
@@ -597,9 +596,3 @@ def _one_slice(example: drawing.Example, slices: int) -> drawing.Example:
     tall = (example.image, example.probability, example.mask)
     image, probability, mask = (patches.apart(one, slices)[..., place, :, :] for one in tall)
     return dataclasses.replace(example, image=image, probability=probability, mask=mask)
-
-
-def _with_most_classes(samples: Samples, indices: Sequence[int]) -> list[int]:
-    """Return a few samples spread over a split, those with most classes first."""
-    spread = _model.spread(indices, 4 * SHOWN)
-    return sorted(spread, key=lambda index: -len(np.unique(samples.mask(index))))[:SHOWN]

@@ -136,9 +136,9 @@ def prepare(config: Config) -> dict[str, Any]:
     strategy.check(config.strategy)
     config = _pruned.inherited(config, WORKLOAD)
     samples, made = dataset.load(config.data)
-    channels, height, width = samples.shape(0)
-    _model.macs_of(build_network(config, channels), channels, height, width, config.network)
-    _pruned.check(config, _blank(config, samples))
+    blank = _blank(config, samples)
+    _model.macs_of(blank.build(), *blank.shape, config.network)
+    _pruned.check(config, blank)
     _pruned.refuse_seen(config, made)
     return dataset.manifest(config.data, samples, made)
 
@@ -154,7 +154,7 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
     job = _job(config, samples, made, normaliser)
-    begun = _begun(config, job, resume)
+    begun = _pruned.start(config, job, resume)
     for epoch in training.fit(
         config,
         **vars(_parts(config, samples, made, normaliser, begun)),
@@ -176,7 +176,7 @@ def parts(config: Config) -> Parts:
     config = _pruned.inherited(config, WORKLOAD)
     samples, made = dataset.load(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    begun = _begun(config, _job(config, samples, made, normaliser))
+    begun = _pruned.start(config, _job(config, samples, made, normaliser))
     return _parts(config, samples, made, normaliser, begun)
 
 
@@ -309,8 +309,12 @@ def samples(config: Config) -> tuple[Samples, Splits]:
 
 def deployment(config: Config) -> dict[str, Any]:
     """Return how an exported network is used."""
-    colours = tuple(drawing.CLASS_COLOURS[index % len(drawing.CLASS_COLOURS)] for index in range(config.data.classes))
-    return {"tile": config.data.tile, "overlap": config.overlap, "flips": config.flips, "colours": colours}
+    return {
+        "tile": config.data.tile,
+        "overlap": config.overlap,
+        "flips": config.flips,
+        "colours": drawing.class_colours(config.data.classes),
+    }
 
 
 def filters(checkpoint: Path, out_dir: Path, changes: Mapping[str, Any] | None = None) -> list[Path]:
@@ -345,11 +349,6 @@ def _job(config: Config, samples: Samples, made: Splits, normaliser: Normaliser)
     blank = _blank(config, samples)
     images = _model.first_images(config, samples, made, normaliser)
     return _pruned.Job(blank.build, blank.shape, images, score)
-
-
-def _begun(config: Config, job: _pruned.Job, resume: Path | None = None) -> _pruned.Begun:
-    training.seed_everything(config.seed)
-    return _pruned.start(config, job, resume)
 
 
 def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normaliser, begun: _pruned.Begun) -> Parts:
@@ -416,6 +415,4 @@ def _examples(
     model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
 ) -> list[drawing.Example]:
     """Return a few samples with predictions, spread over a split, those with most classes first."""
-    spread = _model.spread(indices, 4 * SHOWN)
-    chosen = sorted(spread, key=lambda index: -len(np.unique(samples.mask(index))))[:SHOWN]
-    return _model.examples(model, samples, chosen, normaliser)
+    return _model.examples(model, samples, _model.with_most_classes(samples, indices, SHOWN), normaliser)

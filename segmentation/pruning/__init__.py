@@ -26,7 +26,7 @@ from segmentation.pruning import blocks, dependency_graph, importance, plan, sel
 from segmentation.pruning.blocks import Block
 from segmentation.pruning.channels import Channels, trace
 from segmentation.pruning.importance import Importance
-from segmentation.pruning.plan import Plan, PlanError
+from segmentation.pruning.plan import Plan, PlanError, apply
 
 __all__ = ["Channels", "Plan", "PlanError", "Prune", "apply", "check", "make_plan", "plan_from", "trace"]
 
@@ -79,10 +79,8 @@ class Prune:
             raise ValueError(f"min_channels: got {self.min_channels}; a layer needs at least 1")
         if self.recalibrate < 0:
             raise ValueError(f"recalibrate: got {self.recalibrate}; expected 0 or more batches")
-        ways = {"plan": self.plan is not None, "global": self.global_ > 0, "macs": self.macs < 1}
-        ways |= {"params": self.params < 1, "ratios": self.default > 0 or any(self.blocks.values())}
-        if len(chosen := [name for name, on in ways.items() if on]) > 1:
-            raise ValueError(f"{chosen[0]}: together with {chosen[1]}; filters can go in one way at a time")
+        if len(ways := self._ways()) > 1:
+            raise ValueError(f"{ways[0]}: together with {ways[1]}; filters can go in one way at a time")
         if self.plan is not None and self.where != blocks.ALL:
             raise ValueError(
                 f"where: got {self.where!r} together with a plan, which says itself what goes; leave one out"
@@ -91,8 +89,17 @@ class Prune:
     @property
     def active(self) -> bool:
         """Whether any channel may go."""
-        given = self.plan is not None or self.global_ > 0 or self.macs < 1 or self.params < 1
-        return given or self.default > 0 or any(self.blocks.values())
+        return bool(self.way)
+
+    @property
+    def way(self) -> str:
+        """What decides which filters go: plan, global, macs, params or ratios; empty: none goes."""
+        return next(iter(self._ways()), "")
+
+    def _ways(self) -> list[str]:
+        ways = {"plan": self.plan is not None, "global": self.global_ > 0, "macs": self.macs < 1}
+        ways |= {"params": self.params < 1, "ratios": self.default > 0 or any(self.blocks.values())}
+        return [name for name, on in ways.items() if on]
 
 
 def _check_ratio(name: str, ratio: float) -> None:
@@ -118,9 +125,22 @@ def make_plan(
         return found
     groups = blocks_of(prune, model, channels)
     ratios(prune, channels, groups)  # refuses a wrong name before any filter is scored
+    return plan_from(prune, channels, groups, scores_of(prune, model, channels, groups, images=images, seed=seed))
+
+
+def scores_of(
+    prune: Prune,
+    model: nn.Module,
+    channels: Channels,
+    groups: Mapping[str, Block],
+    *,
+    images: Iterable[Tensor] = (),
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Return the scores of each block's filters, those of its ranked layer; arguments and errors as of `make_plan`."""
     ranked = [block.ranked for block in groups.values()]
     by_layer = importance.scores(model, channels, ranked, prune.importance, images=images, seed=seed)
-    return plan_from(prune, channels, groups, {name: by_layer[block.ranked] for name, block in groups.items()})
+    return {name: by_layer[block.ranked] for name, block in groups.items()}
 
 
 def blocks_of(prune: Prune, model: nn.Module, channels: Channels) -> dict[str, Block]:
@@ -194,8 +214,3 @@ def _fits(prune: Prune, channels: Channels, groups: Mapping[str, Block]) -> Call
         return channels.parameters(widths) <= prune.params * channels.parameters()
 
     return fits
-
-
-def apply(model: nn.Module, channels: Channels, made: Plan) -> nn.Module:
-    """Return the smaller network that a plan makes of this one; raises PlanError if it is of another network."""
-    return plan.apply(model, channels, made)

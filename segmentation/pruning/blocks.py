@@ -68,9 +68,9 @@ def ratios(
         PlanError: for a name that no block has.
     """
     for name in given:
-        if not any(_within(block, name) for block in blocks):
+        if not any(within(block, name) for block in blocks):
             raise PlanError(f"{name}: no block of this network; {nearest(name, blocks)}")
-    chosen = {block: max((name for name in given if _within(block, name)), key=len, default=None) for block in blocks}
+    chosen = {block: max((name for name in given if within(block, name)), key=len, default=None) for block in blocks}
     others = {block: default if inside is None or block in inside else 0.0 for block in blocks}
     return {block: others[block] if name is None else given[name] for block, name in chosen.items()}
 
@@ -89,7 +89,7 @@ def part(blocks: Mapping[str, Block], channels: Channels, where: str) -> tuple[s
         coarsest = sorted({_pixels(channels, block) for block in blocks.values()})[:2]
         return tuple(name for name, block in blocks.items() if _pixels(channels, block) in coarsest)
     sides = {name: _side(name) for name in blocks}
-    found = [name for name, side in sides.items() if where in (side, name) or _within(name, where)]
+    found = [name for name, side in sides.items() if where in (side, name) or within(name, where)]
     if not found or (where == "decoder" and "encoder" not in sides.values()):
         raise PlanError(
             f"where: got {where!r}; no part and no block of this network; {nearest(where, (*PARTS, *blocks))}"
@@ -110,7 +110,8 @@ def _pixels(channels: Channels, block: Block) -> int:
     return layer.places * larger
 
 
-def _within(block: str, name: str) -> bool:
+def within(block: str, name: str) -> bool:
+    """Return whether a name is that of a block or of something around it."""
     return block == name or block.startswith(f"{name}.")
 
 

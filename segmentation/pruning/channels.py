@@ -78,6 +78,10 @@ class Channels:
         """Yield the convolutions, those that transpose included."""
         return (layer for layer in self.layers.values() if isinstance(layer.module, _ConvNd))
 
+    def widths(self) -> dict[str, int]:
+        """Return how many channels each convolution writes."""
+        return {layer.name: layer.writes[0][1] for layer in self.convolutions()}
+
     def origin(self, convolution: str) -> str:
         """Return whose channels a convolution writes: its own, or those that they are added to."""
         ((origin, _),) = self.layers[convolution].writes

@@ -27,7 +27,7 @@ from torch import nn
 
 import durable
 from segmentation import pruning
-from segmentation.pruning import Channels, Plan, Prune, importance, pictures, plan
+from segmentation.pruning import Channels, Plan, Prune, blocks, importance, pictures, plan
 from segmentation.pruning import channels as graph
 
 FOLDER = "analysis"
@@ -114,8 +114,7 @@ def inspect(
     made: the plan that it makes of this network, or that has made this network.
     applied: of a network that a plan has made, what its checkpoint tells: parent_params, parent_gmacs, perhaps drawn.
     """
-    widths = {} if made is None or applied is not None else pruning.plan.origins(channels, made)
-    counts = {origin: len(kept) for origin, kept in widths.items()}
+    counts = {} if made is None or applied is not None else plan.counts(channels, made)
     params, macs = ((float(count()), float(count(counts))) for count in (channels.parameters, channels.macs))
     if applied is not None:
         params, macs = (applied["parent_params"], params[1]), (1e9 * applied["parent_gmacs"], macs[1])
@@ -130,7 +129,7 @@ def inspect(
         BlockRow(
             name=name,
             ratio=asked.get(name),
-            by_default=asked.get(name) == prune.default and not _listed(name, prune),
+            by_default=asked.get(name) == prune.default and not any(blocks.within(name, own) for own in prune.blocks),
             before=by_name[block.ranked].total,
             after=len(by_name[block.ranked].kept),
         )
@@ -203,14 +202,9 @@ def _line(layer: Layer) -> tuple[Any, ...]:
     return (*facts, *numbers, ratio, f"{layer.gone:.6g}")
 
 
-def _listed(block: str, prune: Prune) -> bool:
-    return any(block == name or block.startswith(f"{name}.") for name in prune.blocks)
-
-
 def _by_ratio(prune: Prune, made: Plan | None) -> bool:
     """Return whether each block has a ratio; not so where a budget, one share of all, or a given plan decides."""
-    other = prune.plan is not None or prune.global_ > 0 or prune.macs < 1 or prune.params < 1
-    return made is not None and not other
+    return made is not None and prune.way in ("", "ratios")
 
 
 def _csv(layers: Iterable[Layer]) -> str:
@@ -238,12 +232,11 @@ def _summary(seen: Inspection) -> str:
     if seen.plan is None:
         return "Not pruned; give values of prune to see what would go."
     prune, verb = seen.prune, "went" if seen.applied else "would go"
-    if prune.plan is not None:
+    shares = {"global": prune.global_, "macs": prune.macs, "params": prune.params}
+    if prune.way == "plan":
         how = f"by the plan {prune.plan}"
-    elif prune.global_:
-        how = f"global {prune.global_:g}"
-    elif prune.macs < 1 or prune.params < 1:
-        how = f"macs {prune.macs:g}" if prune.macs < 1 else f"params {prune.params:g}"
+    elif prune.way in shares:
+        how = f"{prune.way} {shares[prune.way]:g}"
     else:
         how = ", ".join([f"default {prune.default:g}", *(f"{name} {ratio:g}" for name, ratio in prune.blocks.items())])
     before, after = (sum(getattr(row, name) for row in seen.blocks) for name in ("before", "after"))

@@ -47,12 +47,9 @@ class Plan:
 
 def of(channels: Channels, kept: Mapping[str, Iterable[int]]) -> Plan:
     """Return the plan by which each origin keeps these channels, and those left out keep all."""
-    sizes = {layer.name: channels.layers[layer.name].writes[0] for layer in channels.convolutions()}
+    sizes = channels.widths()
     stay = {origin: tuple(sorted(places)) for origin, places in kept.items()}
-    return Plan(
-        {name: stay.get(origin, tuple(range(count))) for name, (origin, count) in sizes.items()},
-        {name: count for name, (_, count) in sizes.items()},
-    )
+    return Plan({name: stay.get(channels.origin(name), tuple(range(count))) for name, count in sizes.items()}, sizes)
 
 
 def apply(model: nn.Module, channels: Channels, plan: Plan) -> nn.Module:
@@ -70,7 +67,7 @@ def origins(channels: Channels, plan: Plan) -> dict[str, tuple[int, ...]]:
     Raises:
         PlanError: as `apply`.
     """
-    sizes = {layer.name: channels.layers[layer.name].writes[0][1] for layer in channels.convolutions()}
+    sizes = channels.widths()
     _refuse_other(sizes, plan)
     found: dict[str, tuple[int, ...]] = {}
     for name, kept in plan.kept.items():
@@ -82,15 +79,19 @@ def origins(channels: Channels, plan: Plan) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def counts(channels: Channels, plan: Plan) -> dict[str, int]:
+    """Return how many channels each origin keeps by a plan; raises as `apply`."""
+    return {origin: len(kept) for origin, kept in origins(channels, plan).items()}
+
+
 def shrunk(model: nn.Module, channels: Channels, widths: Mapping[str, int]) -> nn.Module:
     """Return a network of these widths, for weights that are loaded into it afterwards.
 
     Raises:
         PlanError: if the widths are of another network.
     """
-    plan = Plan({name: tuple(range(width)) for name, width in widths.items()}, {})
-    sizes = {layer.name: layer.writes[0][1] for layer in channels.convolutions()}
-    return apply(model, channels, Plan(plan.kept, sizes))
+    first = {name: tuple(range(width)) for name, width in widths.items()}
+    return apply(model, channels, Plan(first, channels.widths()))
 
 
 def write(path: Path, plan: Plan) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,7 @@ DONE, FAILED, BAD_INPUT = 0, 1, 2
 WORKLOAD, MERGING = "tests.search.sharded", "tests.search.sharded_and_merged"
 
 
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+pytestmark = pytest.mark.usefixtures("sigterm_as_before")
 
 
 @pytest.fixture

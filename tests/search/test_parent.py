@@ -8,7 +8,7 @@ import io
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,13 @@ from tests import discs
 from tests.search.conftest import Load, Open, order
 from workloads import pairs
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 RATIO = {"type": "float", "low": 0.0, "high": 0.7}
 UNET = {"network.name": "unet", "network.widths": [4, 8]}
 CHECKPOINT = "PARENT"
 """Stands for the parent's folder in the spaces below."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGMENTATION_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

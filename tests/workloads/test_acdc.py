@@ -21,15 +21,11 @@ from workloads import acdc, pairs
 from workloads._acdc import dataset, summary
 from workloads._acdc.generator import Synthetic
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 HEARTS = Synthetic(patients=12, slices=3, size=48)
 NAMES = ("background", "RV", "MYO", "LV")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGMENTATION_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def small(**changed):

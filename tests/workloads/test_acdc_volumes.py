@@ -20,16 +20,9 @@ from segmentation.pruning import channels as tracing
 from workloads import _model, acdc
 from workloads._acdc import dataset, patches
 
-pytestmark = pytest.mark.row("P43")
+pytestmark = [pytest.mark.row("P43"), pytest.mark.usefixtures("own_cache")]
 
 DEPTH = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGMENTATION_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def small(**changed):

@@ -25,16 +25,11 @@ from segmentation.epoch import DataError, Evaluation
 from segmentation.normalisation import Normaliser
 from segmentation.samples import Samples
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 NAMES = workloads.names()
 EPOCHS = 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Keep decoded data out of the home folder, and for this file only."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGMENTATION_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module", params=NAMES)

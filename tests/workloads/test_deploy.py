@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import importlib.util
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +24,10 @@ from workloads import _deploy
 from workloads._spark.classes import paint
 
 pytest.importorskip("onnx")
+pytestmark = pytest.mark.usefixtures("sigterm_as_before")
 DONE, BAD_INPUT = 0, 2
 QUICK = ("acdc", "pairs", "telescope")
 NAMES = [name for name in workloads.names() if all(hasattr(workloads.load(name), hook) for hook in _deploy.HOOKS)]
-
-
-@pytest.fixture(autouse=True)
-def handler():
-    """Put back what a command does with SIGTERM."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")

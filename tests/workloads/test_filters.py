@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import signal
 from pathlib import Path
 
 import pytest
@@ -13,26 +12,12 @@ from segmentation.pruning import plan
 from workloads import __main__ as command
 from workloads import pairs
 
+pytestmark = pytest.mark.usefixtures("sigterm_as_before")
 SMALL = ("network.name=unet", "network.base=4", "network.depth=2", "epochs=1", "threads=1")
 
 
-@pytest.fixture(autouse=True)
-def sigterm_as_before():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.fixture(scope="module")
-def cached(tmp_path_factory):
-    """Keep decoded images out of the home's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGMENTATION_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, cached):
+def trained(tmp_path_factory, own_cache):
     """Return the run folders of a network, and of the same pruned and drawn anew."""
     folder = tmp_path_factory.mktemp("filters")
     whole, pruned = folder / "whole", folder / "pruned"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -28,14 +27,11 @@ DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch, caplog):
+def elsewhere(tmp_path, monkeypatch, caplog, sigterm_as_before):
     """Run each test in a folder of its own, and hear what is logged."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEGMENTATION_CACHE", str(tmp_path / "cache"))
     caplog.set_level("INFO")
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def start(*words):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -76,12 +75,9 @@ logging:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, sigterm_as_before):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEGMENTATION_CACHE", str(tmp_path / "cache"))
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def load(text: str, old: str = "", new: str = "") -> original.Original:

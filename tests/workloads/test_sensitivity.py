@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,10 @@ from tests import discs
 from workloads import _sensitivity, pairs
 from workloads._sensitivity import Row
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 VALUES = {"network.name": "unet", "network.widths": [4, 8], "data.tile": 32, "data.classes": 2, "threads": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGMENTATION_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

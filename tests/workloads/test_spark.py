@@ -42,16 +42,11 @@ from workloads._spark import (
 )
 from workloads._spark.generator import Synthetic
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 torch.set_num_threads(1)
 SMALL = Synthetic(samples=40, size=64, test_images=3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Keep decoded data out of the home folder, and for this file only."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGMENTATION_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from segmentation.losses import IGNORE_INDEX
 from segmentation.nifti import Head
 from segmentation.samples import Sample, Samples
 from segmentation.splits import Splits
+from segmentation.training import check_least
 from workloads._acdc import generator, patches, reader
 from workloads._acdc.generator import Synthetic
 from workloads._acdc.reader import Volume
@@ -78,9 +79,9 @@ class Data:
             raise ValueError(
                 f"names: got {list(self.names)}; expected {self.classes} different ones, one for each class"
             )
-        for name, least in (("size", 8), ("patients", 0), ("in_channels", 1), ("patch_slices", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected {least} or more")
+        check_least(self, 8, "size")
+        check_least(self, 1, "in_channels")
+        check_least(self, 0, "patients", "patch_slices")
         if self.slices_per_volume is not None and self.slices_per_volume < 1:
             raise ValueError(f"slices_per_volume: got {self.slices_per_volume}; expected 1 or more, or null for all")
         low, high = self.percentiles
