@@ -30,6 +30,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from search import epochs, trial
+from search.drain import LEAVING
 from search.errors import DiskError, SearchError, disk_error, is_disk
 from search.record import State, TrialRecord
 from search.resources import is_gang, worker
@@ -45,6 +46,8 @@ CRASHES = 3
 """Trials in a row that lose every process they are given before the search is broken off."""
 DEATHS = 10
 """Processes in a row that may die of one trial without an epoch, over all runs of a study, before it has failed."""
+OUT_OF_MEMORY = "running low on memory"
+"""What Ray says of a process that it killed before the machine ran out of memory."""
 ASK_AHEAD_SHARE = 0.05
 """A question that takes more than this share of a trial is asked while the slots work."""
 
@@ -161,6 +164,15 @@ class Director:
         with self._minding_errors():
             self.study.tell(task.number, self._outcome(task.number, outcome_json, crashed))
             self.listener.trial_ended(self.study.record(task.number))
+
+    def died(self, trial_id: str, crash: str) -> None:
+        """Take note that a trial lost its process; of memory that does not suffice it would die again."""
+        self.crash = crash
+        task = self.running.get(trial_id)
+        if task is not None and OUT_OF_MEMORY in crash:
+            with self._minding_errors():
+                folder, objectives = self.study.trial_folder(task.number), self.study.spec.objectives
+                trial.fail(folder, objectives, f"out of memory: {crash}", crash)
 
     def halt(self, reason: str) -> None:
         """Start nothing more: a slot found the disk full."""
@@ -311,9 +323,12 @@ class _Verdicts(_InDriver, FIFOScheduler):
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        error = trial.get_error()
-        self.director.crash = " ".join(str(error).split())[-500:]
-        logger.warning("trial %s: %s", trial.config.get("number"), self.director.crash)
+        """Look at a death before Ray Tune starts the trial again."""
+        crash = " ".join(str(trial.get_error()).split())[-500:]
+        logger.warning("trial %s: %s", trial.config.get("number"), crash)
+        if LEAVING in crash:
+            trial.max_failures += 1  # its machine is taken away, which is no fault of the trial
+        self.director.died(trial.trial_id, crash)
 
 
 class _Ticks(_InDriver, tune.Callback):

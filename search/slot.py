@@ -12,11 +12,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import ray
 from ray import tune
 
+from search import watchdog
+from search.drain import Notice
 from search.errors import DiskError
 from search.study import Outcome
 from search.trial import TrialRun
+from search.watchdog import Watchdog
 
 
 class KeepsItself(tune.Trainable):
@@ -34,20 +38,23 @@ class Slot(KeepsItself):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first trial."""
-        self.run = TrialRun(config)
+        self.notice, self.node = Notice(), ray.get_runtime_context().get_node_id()
+        self._take(config)
         # What is imported by now stays: collecting it again between trials would take longer than a small trial.
         gc.freeze()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Let go of the last trial and take the next."""
-        self.run.close()
-        self.run = TrialRun(new_config)
+        self.cleanup()
+        self._take(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Pull one epoch."""
+        """Pull one epoch, unless this machine is about to go."""
+        self.notice.mind([self.node])
         try:
-            epoch, metrics, outcome = self.run.step()
+            with self.watchdog.watching(self.run.limit_s()):
+                epoch, metrics, outcome = self.run.step()
         except DiskError as error:
             return {"trial": self.run.number, "halt": str(error)}
         if outcome is not None:
@@ -57,6 +64,11 @@ class Slot(KeepsItself):
     def cleanup(self) -> None:
         """Let go of the last trial."""
         self.run.close()
+        self.watchdog.close()
+
+    def _take(self, order: Mapping[str, Any]) -> None:
+        self.run = TrialRun(order)
+        self.watchdog = Watchdog(self.run.folder / watchdog.FILE, fatal=True)
 
 
 def result(number: int, epoch: int, metrics: Mapping[str, float], outcome: Outcome | None) -> dict[str, Any]:

@@ -116,6 +116,9 @@ class Resources:
     """deepspeed: what the workers share. 1: optimiser state. 2: gradients too. 3: weights too. 0: nothing."""
     max_attempts: int = 3
     """How often a trial is started in all when its process dies."""
+    hung_after_s: float | Literal["auto"] = "auto"
+    """A trial whose epoch takes longer has failed, and its processes are replaced. auto: ten times its longest epoch so
+    far and at least half an hour; six hours for its first."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -495,6 +495,8 @@ def _check_numbers(spec: SearchSpec) -> None:
     for key, amount in (("search.wall_time_s", search.wall_time_s), ("search.slot_hours", search.slot_hours)):
         if amount is not None and amount <= 0:
             raise ConfigError(key, f"got {amount}; expected more than 0, or null for no limit")
+    if spec.resources.hung_after_s != "auto" and spec.resources.hung_after_s <= 0:
+        raise ConfigError("resources.hung_after_s", f"got {spec.resources.hung_after_s}; expected more than 0, or auto")
     if spec.evaluation.cpus < 0:
         raise ConfigError("evaluation.cpus", f"got {spec.evaluation.cpus}; expected at least 0")
     for key, gpus in (

@@ -3,6 +3,7 @@
 trials/<number>/config.json        every value of the workload's Config
                 changes.json       values that had to give way since, such as micro_batch
                 attempt-1, -2      one for each process that took the trial; a later one supersedes an earlier
+                hung.txt           where a process stood whose epoch took too long
                 metrics.jsonl      a line for each epoch
                 checkpoints/       the newest two and the best, each sealed with a manifest
                 result.json        the committed outcome: whoever links it first, wins
@@ -21,11 +22,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import configuration
 import durable
-from search import epochs, rules, workload
+from search import epochs, rules, watchdog, workload
 from search.epochs import EpochLine
 from search.errors import DiskError, disk_error, is_disk
 from search.record import State
@@ -47,8 +48,8 @@ class TrialRun:
     """One trial as it runs in a process: pulls epochs, keeps files, and ends in a committed outcome.
 
     Args:
-        order: `number`, `workload`, `config`, `objectives`, `folder` and `tensorboard` (whether to write events), as
-            plain data.
+        order: `number`, `workload`, `config`, `objectives`, `folder`, `resources` and `tensorboard` (whether to write
+            events), as plain data.
         saving: called with a checkpoint's folder before it is saved, so that other ranks of the trial can do their
             part of it.
     """
@@ -59,8 +60,14 @@ class TrialRun:
         self.number: int = order["number"]
         self.config: dict[str, Any] = dict(order["config"])
         self.objectives = [Objective(**objective) for objective in order["objectives"]]
+        self.hung_after_s: float | Literal["auto"] = order.get("resources", {}).get("hung_after_s", "auto")
         self.last = self.drawn = time.time()
+        self.rows: list[EpochLine] = []
         self.committed = read_outcome(self.folder)
+        if self.committed is None and watchdog.ended(self.folder):
+            self.rows = epochs.read(self.folder)
+            reason = watchdog.reason(self.limit_s())
+            self.committed = fail(self.folder, self.objectives, reason, watchdog.stacks(self.folder))
         self.disk: OSError | None = None
         if self.committed is None:
             try:
@@ -119,6 +126,10 @@ class TrialRun:
             finished = epoch.number >= self.config["epochs"]
             self._keep(epoch, finished)
             return epoch.number, dict(self.rows[-1].metrics), self._finish() if finished else None
+
+    def limit_s(self) -> float:
+        """Return how long the next epoch may take."""
+        return watchdog.limit_s(self.hung_after_s, [row.seconds for row in self.rows])
 
     def close(self) -> None:
         """Let go of everything that the trial held."""

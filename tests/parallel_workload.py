@@ -35,7 +35,7 @@ class Config:
     epoch_s: float = 0.0
     """Length of an epoch."""
     fails: str = ""
-    """raise, memory, exit or short: how one rank fails; the last for want of memory above two images in a pass."""
+    """raise, memory, exit, hang or short: how one rank fails; short: of memory, above two images in a pass."""
     fails_rank: int = 1
     """Which."""
     fails_epoch: int = 2
@@ -103,6 +103,8 @@ def _fail(config: Config, rank: int, number: int) -> None:
         if config.micro_batch > 2:
             raise OutOfMemoryError("too little memory", config.micro_batch // 2)
         return
+    if config.fails == "hang":
+        time.sleep(600)
     if config.fails == "raise":
         raise ValueError("this rank cannot go on")
     if config.fails == "memory":

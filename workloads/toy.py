@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -37,12 +38,14 @@ class Config:
     """Standard deviation of the score's noise."""
     epoch_s: float = 0.0
     """Seconds that an epoch takes."""
-    fail: Literal["never", "error", "nan", "exit", "memory"] = "never"
+    fail: Literal["never", "error", "nan", "inf", "missing", "exit", "memory", "device", "eat", "hang"] = "never"
     """How the trial ends at epoch `fail_epoch`, to see what a search makes of it."""
     fail_epoch: int = 2
     """The epoch at which `fail` happens."""
     fail_once: bool = False
     """Fail only where no checkpoint is resumed."""
+    eat_gib: float = 1.0
+    """Memory that `fail: eat` takes and keeps."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -72,9 +75,18 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     for number in range(first, config.epochs + 1):
         time.sleep(config.epoch_s)
         if number == config.fail_epoch and not (config.fail_once and resume):
-            _fail(config.fail)
-        score = curve(config, number)
-        yield Epoch(number, {"score": score, "loss": 1 - score, "cost": float(config.width)}, _saver(config, number))
+            _fail(config)
+        yield Epoch(number, _measured(config, number), _saver(config, number))
+
+
+def _measured(config: Config, number: int) -> dict[str, float]:
+    score = curve(config, number)
+    found = {"score": score, "loss": 1 - score, "cost": float(config.width)}
+    if number == config.fail_epoch and config.fail == "inf":
+        return dict.fromkeys(found, math.inf)
+    if number == config.fail_epoch and config.fail == "missing":
+        return {"cost": found["cost"]}
+    return found
 
 
 def curve(config: Config, epoch: int) -> float:
@@ -122,13 +134,21 @@ def _saver(config: Config, number: int) -> Any:
     return save
 
 
-def _fail(how: str) -> None:
+def _fail(config: Config) -> None:
+    how = config.fail
     if how == "error":
         raise RuntimeError("the toy was told to fail")
     if how == "nan":
         raise NonFiniteError("loss is nan at epoch 2")
     if how == "memory":
         raise MemoryError("the toy was told to run out of memory")
+    if how == "device":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    if how == "eat":
+        eaten = bytearray(int(config.eat_gib * 2**30))
+        eaten[:: mmap.PAGESIZE] = b"1" * len(eaten[:: mmap.PAGESIZE])
+    if how in ("eat", "hang"):
+        time.sleep(3600)
     if how == "exit":
         os._exit(17)
 

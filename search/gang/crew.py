@@ -29,6 +29,8 @@ HASTE_S = 1.0
 """The same where the ranks are replaced anyway. A rank that died, which made others fail, is known sooner."""
 END_S = 15.0
 """How long a group may take to end before it is killed."""
+DUMP_S = 1.0
+"""How long ranks that hang may take to write where they stand."""
 LOOK_S = 1.0
 """How often a group is looked at whose ranks say nothing."""
 
@@ -43,6 +45,10 @@ class TrialError(RuntimeError):
     def __init__(self, told: Mapping[str, Any]) -> None:
         super().__init__(told["reason"])
         self.told = told
+
+
+class Hung(RuntimeError):
+    """Ranks have not answered in time."""
 
 
 class GangError(RuntimeError):
@@ -67,6 +73,8 @@ class Crew:
         self._listener = Listener((address, 0), backlog=workers, authkey=key)
         self._arrivals: queue.Queue[tuple[Connection, dict[str, Any]]] = queue.Queue()
         self._ranks: dict[int, Connection] = {}
+        self.nodes: set[str] = set()
+        """Ids of the machines that the ranks run on."""
         threading.Thread(target=self._accept, name="arrivals", daemon=True).start()
         options = {"address": list(self._listener.address), "key": key.hex()}
         self.group = TrainGroup(rank.serve, options, workers, resources, self.folder)
@@ -85,9 +93,14 @@ class Crew:
         same = {"resume": start["resume"], "config": start["config"]}
         self._ask(range(1, self.workers), {"do": "begin", "trial": trial, **same})
 
-    def step(self) -> dict[str, Any]:
-        """Have all ranks pull one epoch; return what rank 0 says of it. Raises what `begin` does."""
-        return self._ask(range(self.workers), {"do": "step"})[0]
+    def step(self, limit_s: float) -> dict[str, Any]:
+        """Have all ranks pull one epoch; return what rank 0 says of it.
+
+        Raises:
+            Hung: if that takes longer than it may; the ranks are replaced.
+            RankDied, TrialError, DiskError, GangError: as `begin`.
+        """
+        return self._ask(range(self.workers), {"do": "step", "limit_s": limit_s}, limit_s + DUMP_S)[0]
 
     def close_trial(self) -> None:
         """Have all ranks let go of their trial; such as cannot are replaced."""
@@ -135,20 +148,24 @@ class Crew:
                 self._disband()
                 generation = hello["generation"]
             self._ranks[hello["rank"]] = connection
+            self.nodes.add(hello["node"])
         self.group.works()
 
     def _disband(self) -> None:
         for connection in self._ranks.values():
             connection.close()
         self._ranks.clear()
+        self.nodes.clear()
 
-    def _ask(self, ranks: Iterable[int], order: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    def _ask(
+        self, ranks: Iterable[int], order: Mapping[str, Any], limit_s: float = math.inf
+    ) -> dict[int, dict[str, Any]]:
         """Give some ranks an order and return their answers."""
         owed = Counter(ranks)
         for number in owed:
             self._tell(number, order)
         answers: dict[int, dict[str, Any]] = {}
-        until = math.inf
+        until = time.monotonic() + limit_s
         while owed.total() and (left := until - time.monotonic()) > 0:
             for number, answer in self._heard(min(left, LOOK_S)):
                 if answer["did"] == "saving":
@@ -162,6 +179,8 @@ class Crew:
                     grace = HASTE_S if answer.get("error", {}).get("unhealthy") else GRACE_S
                     until = min(until, time.monotonic() + grace)
         self._refuse(answers, stuck=owed.total() > 0)
+        if owed.total():
+            raise Hung(f"no answer from rank {', '.join(map(str, sorted(+owed)))} of {self.workers}")
         return answers
 
     def _refuse(self, answers: Mapping[int, dict[str, Any]], *, stuck: bool) -> None:
@@ -193,6 +212,10 @@ class Crew:
                 raise self._died(numbers[connection]) from error
         if not self.group.is_up():
             raise GangError(f"its workers are gone: {self.group.error}")
+        if not heard and not self._arrivals.empty():
+            # A machine that is gone closes no connection. Ray Train has noticed, and new ranks are at the door.
+            self._disband()
+            raise RankDied(f"a machine of {self.workers} ranks is gone")
         return heard
 
     def _died(self, number: int) -> RankDied:

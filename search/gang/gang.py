@@ -10,9 +10,10 @@ from typing import Any
 
 from ray.util import get_node_ip_address
 
-from search import trial
+from search import epochs, trial, watchdog
+from search.drain import Notice
 from search.errors import DiskError
-from search.gang.crew import Crew, RankDied, TrialError
+from search.gang.crew import Crew, Hung, RankDied, TrialError
 from search.resources import worker
 from search.slot import KeepsItself, result
 from search.spec import Objective, Resources
@@ -28,6 +29,7 @@ class Gang(KeepsItself):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the workers, and take the first trial."""
+        self.notice = Notice()
         resources = Resources(**config["resources"])
         wanted = {name: amount for name, amount in worker(resources).items() if amount}
         self.crew = Crew(resources.workers, wanted, get_node_ip_address(), Path(config["scratch"]))  # type: ignore[no-untyped-call]
@@ -40,7 +42,8 @@ class Gang(KeepsItself):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Have all workers pull one epoch."""
+        """Have all workers pull one epoch, unless one of their machines is about to go."""
+        self.notice.mind(self.crew.nodes)
         if self.outcome is not None:
             time.sleep(trial.POLL_S)
             return self._ended(self.outcome)
@@ -51,6 +54,9 @@ class Gang(KeepsItself):
                 self.begun, self.deaths = False, self.deaths + 1
                 if self.deaths == self.order["resources"]["max_attempts"]:
                     return self._failed(f"{death}, the last of {self.deaths} times", "")
+            except Hung as error:
+                logger.warning("trial %s: %s", self.number, error)
+                return self._failed(f"{watchdog.reason(self._limit_s())}; {error}", watchdog.stacks(self.folder))
             except TrialError as error:
                 if error.told["superseded"]:
                     raise
@@ -74,16 +80,22 @@ class Gang(KeepsItself):
         self.folder = Path(order["folder"])
         self.outcome = read_outcome(self.folder)
         self.begun, self.deaths = False, 0
+        self.epochs_s = [row.seconds for row in epochs.read(self.folder)]
 
     def _step(self) -> dict[str, Any]:
         if not self.begun:
             self.crew.begin(self.order)
             self.begun = True
-        told = self.crew.step()
+        began = time.monotonic()
+        told = self.crew.step(self._limit_s())
+        self.epochs_s.append(time.monotonic() - began)
         if told["outcome"] is not None:
             self.outcome = outcome_from(told["outcome"])
             self.crew.close_trial()
         return result(self.number, told["epoch"], told["metrics"], self.outcome)
+
+    def _limit_s(self) -> float:
+        return watchdog.limit_s(self.order["resources"]["hung_after_s"], self.epochs_s)
 
     def _failed(self, reason: str, trace: str) -> dict[str, Any]:
         objectives = [Objective(**objective) for objective in self.order["objectives"]]

@@ -19,18 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import configuration
-from search import trial, workload
+from search import trial, watchdog, workload
 from search.errors import DiskError, disk_error
 from search.trial import TrialRun
+from search.watchdog import Watchdog
 
 
 def serve(options: dict[str, Any]) -> None:
     """Serve the gang at `address` with the secret `key` until it says quit. Ray Train calls this in every worker."""
+    import ray
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
     with Client(tuple(options["address"]), authkey=bytes.fromhex(options["key"])) as crew:
-        send(crew, {"rank": rank, "generation": os.environ["MASTER_PORT"]})
+        node = ray.get_runtime_context().get_node_id()
+        send(crew, {"rank": rank, "generation": os.environ["MASTER_PORT"], "node": node})
         with contextlib.suppress(EOFError):  # the gang's process is gone, and Ray will end this one
             _serve(crew, rank)
 
@@ -51,6 +54,7 @@ class Leader:
 
     def __init__(self, order: Mapping[str, Any], saving: Callable[[Path], None]) -> None:
         self.run = TrialRun(order, saving)
+        self.watchdog = Watchdog(self.run.folder / watchdog.file_of(0), fatal=False)
 
     def start(self) -> dict[str, Any]:
         """Return what the others need to go on from the same place."""
@@ -66,16 +70,18 @@ class Leader:
     def close(self) -> None:
         """Let go of the trial."""
         self.run.close()
+        self.watchdog.close()
 
 
 class Follower:
     """Another rank of a trial."""
 
-    def __init__(self, order: Mapping[str, Any], resume: str | None, config: Mapping[str, Any]) -> None:
+    def __init__(self, number: int, order: Mapping[str, Any], resume: str | None, config: Mapping[str, Any]) -> None:
         module = workload.load(order["workload"])
         made = configuration.build(module.Config, config)
         self.epochs: Iterator[Any] = iter(module.train(made, Path(resume) if resume else None))
         self.epoch: Any = None
+        self.watchdog = Watchdog(Path(order["folder"]) / watchdog.file_of(number), fatal=False)
 
     def step(self) -> dict[str, Any]:
         """Pull one epoch."""
@@ -89,6 +95,7 @@ class Follower:
     def close(self) -> None:
         """Let go of the trial."""
         self.epoch = None
+        self.watchdog.close()
         if hasattr(self.epochs, "close"):
             self.epochs.close()
         gc.collect()
@@ -109,7 +116,8 @@ def _serve(crew: Connection, rank: int) -> None:
                 answer = part.start() if isinstance(part, Leader) else {}
             elif order["do"] == "step":
                 assert part is not None
-                answer = part.step()
+                with part.watchdog.watching(order["limit_s"]):
+                    answer = part.step()
             elif order["do"] == "save":
                 assert isinstance(part, Follower)
                 part.save(Path(order["folder"]))
@@ -123,7 +131,7 @@ def _serve(crew: Connection, rank: int) -> None:
 def _part(crew: Connection, rank: int, order: Mapping[str, Any]) -> Leader | Follower:
     if rank == 0:
         return Leader(order["trial"], lambda folder: send(crew, {"did": "saving", "folder": str(folder)}))
-    return Follower(order["trial"], order["resume"], order["config"])
+    return Follower(rank, order["trial"], order["resume"], order["config"])
 
 
 @functools.cache

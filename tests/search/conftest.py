@@ -88,5 +88,6 @@ def order(study: Study, task: Task) -> dict[str, Any]:
         "config": dict(task.config),
         "objectives": [asdict(objective) for objective in study.spec.objectives],
         "folder": str(study.trial_folder(task.number)),
+        "resources": asdict(study.spec.resources),
         "tensorboard": False,
     }

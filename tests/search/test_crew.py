@@ -17,7 +17,7 @@ from search import epochs
 from search.errors import DiskError
 from search.gang import crew as crews
 from search.gang import rank
-from search.gang.crew import Crew, GangError, RankDied, TrialError
+from search.gang.crew import Crew, GangError, Hung, RankDied, TrialError
 from search.spec import Objective
 from workloads import toy
 
@@ -43,7 +43,7 @@ class Threads:
 
     def _run(self, number: int, generation: str) -> None:
         with Client(tuple(self.options["address"]), authkey=bytes.fromhex(self.options["key"])) as connection:
-            rank.send(connection, {"rank": number, "generation": generation})
+            rank.send(connection, {"rank": number, "generation": generation, "node": "here"})
             try:
                 self._answer(connection, number)
             except (EOFError, OSError):
@@ -102,7 +102,7 @@ def told(reason: str, **more: Any) -> dict[str, Any]:
 def test_all_ranks_begin_and_step_together(open_crew: Callable[[Say], Crew]) -> None:
     crew = open_crew(answer)
     crew.begin({"number": 1})
-    assert crew.step() == {"did": "step", "epoch": 1, "number": 0}
+    assert crew.step(60.0) == {"did": "step", "epoch": 1, "number": 0}
     crew.close_trial()
     orders: list[tuple[int, str]] = crew.group.orders  # type: ignore[attr-defined]
     assert orders[0] == (0, "begin")
@@ -120,9 +120,9 @@ def test_a_rank_that_dies_makes_all_of_them_new(open_crew: Callable[[Say], Crew]
     )
     crew.begin({"number": 1})
     with pytest.raises(RankDied, match="rank 2 of 3 died"):
-        crew.step()
+        crew.step(60.0)
     crew.begin({"number": 1})
-    assert crew.step()["epoch"] == 1
+    assert crew.step(60.0)["epoch"] == 1
     assert crew.group.generation == 2  # type: ignore[attr-defined]
 
 
@@ -130,7 +130,7 @@ def test_an_error_of_all_ranks_leaves_them_at_work(open_crew: Callable[[Say], Cr
     crew = open_crew(lambda number, order: told("too few") if order["do"] == "step" else answer(number, order))
     crew.begin({"number": 1})
     with pytest.raises(TrialError, match="too few"):
-        crew.step()
+        crew.step(60.0)
     crew.close_trial()
     crew.begin({"number": 2})
     assert crew.group.generation == 1  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def test_ranks_that_stand_still_after_the_error_of_one_are_replaced(open_crew: C
     crew.begin({"number": 1})
     began = time.monotonic()
     with pytest.raises(TrialError, match="this one only"):
-        crew.step()
+        crew.step(60.0)
     assert time.monotonic() - began < 5
     crew.begin({"number": 2})
     assert crew.group.generation == 2  # type: ignore[attr-defined]
@@ -157,9 +157,42 @@ def test_a_device_that_is_out_of_order_replaces_the_ranks(open_crew: Callable[[S
     )
     crew.begin({"number": 1})
     with pytest.raises(TrialError):
-        crew.step()
+        crew.step(60.0)
     crew.begin({"number": 2})
     assert crew.group.generation == 2  # type: ignore[attr-defined]
+
+
+def test_ranks_that_do_not_answer_in_time_are_replaced(
+    open_crew: Callable[[Say], Crew], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crews, "DUMP_S", 0.1)
+    hangs = iter([True])
+    crew = open_crew(
+        lambda number, order: (
+            {} if (number, order["do"]) == (1, "step") and next(hangs, False) else answer(number, order)
+        )
+    )
+    crew.begin({"number": 1})
+    with pytest.raises(Hung, match="no answer from rank 1 of 3"):
+        crew.step(0.2)
+    crew.begin({"number": 2})
+    assert crew.step(60.0)["epoch"] == 1
+    assert crew.group.generation == 2  # type: ignore[attr-defined]
+
+
+def test_ranks_whose_machine_is_gone_are_given_up_once_new_ones_arrive(open_crew: Callable[[Say], Crew]) -> None:
+    gone = iter([True])
+    crew = open_crew(
+        lambda number, order: (
+            {} if (number, order["do"]) == (2, "step") and next(gone, False) else answer(number, order)
+        )
+    )
+    crew.begin({"number": 1})
+    threading.Timer(0.3, crew.group._start).start()  # as Ray Train does; the connection of rank 2 stays open
+    with pytest.raises(RankDied, match="machine"):
+        crew.step(60.0)
+    crew.begin({"number": 1})
+    assert crew.step(60.0)["epoch"] == 1
 
 
 def test_a_full_disk_is_told_as_such(open_crew: Callable[[Say], Crew]) -> None:
@@ -168,7 +201,7 @@ def test_a_full_disk_is_told_as_such(open_crew: Callable[[Say], Crew]) -> None:
     )
     crew.begin({"number": 1})
     with pytest.raises(DiskError, match="no room"):
-        crew.step()
+        crew.step(60.0)
 
 
 def test_a_group_that_does_not_come_up_is_an_error(
@@ -186,7 +219,7 @@ def test_a_stranger_is_not_let_in(open_crew: Callable[[Say], Crew]) -> None:
     with pytest.raises((AuthenticationError, OSError, EOFError)):
         Client(tuple(crew.group.options["address"]), authkey=b"guessed")  # type: ignore[attr-defined]
     crew.begin({"number": 1})
-    assert crew.step()["epoch"] == 1
+    assert crew.step(60.0)["epoch"] == 1
 
 
 def test_ranks_keep_one_trial_together(open_crew: Callable[[Say], Crew], tmp_path: Path) -> None:
@@ -199,18 +232,19 @@ def test_ranks_keep_one_trial_together(open_crew: Callable[[Say], Crew], tmp_pat
         "config": {**toy.Config().__dict__, "epochs": 2},
         "objectives": [asdict(Objective(metric="score", mode="max"))],
         "folder": str(folder),
+        "resources": {"hung_after_s": 60.0},
         "tensorboard": False,
     }
-    crew = open_crew(answer)
 
     def serve(self: Threads, connection: Connection, number: int) -> None:
         rank._serve(connection, number)
 
     Threads._answer, before = serve, Threads._answer  # type: ignore[method-assign]
     try:
-        crew.recycle()
+        crew = open_crew(answer)
         crew.begin(order)
-        first, last = crew.step(), crew.step()
+        first, last = crew.step(60.0), crew.step(60.0)
+        crew.close_trial()
     finally:
         Threads._answer = before  # type: ignore[method-assign]
     assert (first["epoch"], first["outcome"]) == (1, None)

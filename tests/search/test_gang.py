@@ -114,17 +114,26 @@ def test_a_killed_process_is_replaced_and_its_trial_goes_on(run: Run, tmp_path: 
 
 def test_a_rank_that_fails_alone_ends_its_trial_and_not_the_search(run: Run) -> None:
     """`short` is a lack of memory that half as many images in a pass may mend: the trial goes on."""
-    _, records = run(
-        parameters={"fails": {"type": "categorical", "choices": ["raise", "memory", "short", "exit", ""]}},
-        search={"sampler": "grid", "trials": 5},
+    paths, records = run(
+        parameters={"fails": {"type": "categorical", "choices": ["raise", "memory", "short", "exit", "hang", ""]}},
+        resources={**SPACE["resources"], "hung_after_s": 8.0},
+        search={"sampler": "grid", "trials": 6},
     )
     assert {record.params["fails"]: (record.state, record.reason, record.attempts) for record in records} == {
         "raise": ("failed", "ValueError: this rank cannot go on", 1),
         "memory": ("failed", "OutOfMemoryError: out of memory, on this rank only", 1),
         "short": ("complete", "finished", 3),
         "exit": ("failed", "rank 1 of 2 died, the last of 2 times", 2),
+        "hang": (
+            "failed",
+            "hung: no epoch in 8 s; error.txt shows where it stood; no answer from rank 0, 1 of 2",
+            1,
+        ),
         "": ("complete", "finished", 1),
     }
+    hung = next(record for record in records if record.params["fails"] == "hang")
+    stacks = (paths.trial(hung.number) / "error.txt").read_text()
+    assert "rank-1-hung.txt" in stacks and "in _fail" in stacks.partition("rank-1-hung.txt")[2]
     short = next(record for record in records if record.params["fails"] == "short")
     assert short.metrics["micro_batch"] == 2.0, "8 and 4 were too many"
 

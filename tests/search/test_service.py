@@ -155,19 +155,19 @@ def test_from_a_spec_to_an_evaluated_winner_once(toy: Load, search: Search) -> N
 
 
 def test_a_process_that_dies_is_replaced_and_its_trial_goes_on(toy: Load, search: Search) -> None:
-    parameters = {"fail": {"choices": ["never", "exit", "memory"]}, "fail_once": {"choices": [True, False]}}
+    parameters = {"fail": {"choices": ["never", "exit", "memory", "hang"]}, "fail_once": {"choices": [True, False]}}
     spec = toy(
         parameters=parameters,
         fixed={"epochs": 3, "fail_epoch": 3},
         constraints=["fail == 'exit' or not fail_once"],
-        search={"sampler": "grid", "trials": 6},
+        search={"sampler": "grid", "trials": 8},
         stopping={"rule": "none"},
-        resources={"slots": 2, "max_attempts": 2},
+        resources={"slots": 2, "max_attempts": 2, "hung_after_s": 2.0},
         promotion={"k": 1},
     )
     search.run(spec)
     found = {(record.params["fail"], record.params["fail_once"]): record for record in search.records(spec)}
-    assert len(found) == 4
+    assert len(found) == 5
     never, memory = found["never", False], found["memory", False]
     assert (never.number, never.note, never.state, never.attempts) == (0, "defaults", "complete", 1)
     assert (memory.state, memory.attempts) == ("failed", 1), "out of memory is the trial's own end"
@@ -180,6 +180,10 @@ def test_a_process_that_dies_is_replaced_and_its_trial_goes_on(toy: Load, search
     assert dead.state == "failed" and dead.reason.startswith("its process died 2 times: ")
     assert dead.attempts == 2 and sorted(dead.epochs) == [1, 2]
     assert found["exit", False].number not in search.promoted()
+    hung = found["hang", False]
+    assert (hung.state, hung.reason) == ("failed", "hung: no epoch in 2 s; error.txt shows where it stood")
+    assert sorted(hung.epochs) == [1, 2]
+    assert "in _fail" in (search.paths.trial(hung.number) / "error.txt").read_text()
 
 
 def test_two_objectives_promote_the_front(toy: Load, search: Search) -> None:

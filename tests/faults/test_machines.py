@@ -1,0 +1,157 @@
+"""Machines that go: without a word, and with the notice that a spot instance gets. Raylets of one machine stand for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+
+from search import epochs, spec_file
+from search.epochs import EpochLine
+from search.record import StudyPaths, TrialRecord
+from search.study import Study
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+TOY: dict[str, Any] = {
+    "workload": "toy",
+    "objective": {"metric": "score", "mode": "max"},
+    "parameters": {"lr": {"type": "float", "low": 1e-3, "high": 1e-1, "log": True}},
+    "fixed": {"epochs": 60, "epoch_s": 0.5},
+    "stopping": {"rule": "none"},
+    "promotion": {"k": 1},
+}
+GANG = {
+    **TOY,
+    "workload": "tests.parallel_workload",
+    "parameters": {"lr": {"type": "float", "low": 0.1, "high": 1.0}},
+    "resources": {"workers": 2, "max_attempts": 2},
+}
+NOTICE_S = 15
+"""Seconds between a spot notice and the end of the machine."""
+GAP_S = 30.0
+"""Longest time between the last epoch before a machine went and the next."""
+SPOT_GAP_S = 60.0
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Start a head that runs no trials."""
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture
+def start(tmp_path: Path, cluster: Cluster) -> Iterator[Callable[[dict[str, Any]], subprocess.Popen[str]]]:
+    """Return a function that starts a search on the cluster."""
+    drivers: list[subprocess.Popen[str]] = []
+
+    def started(space: dict[str, Any]) -> subprocess.Popen[str]:
+        (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+        command = [sys.executable, "tune.py", "--space", str(tmp_path / "space.yaml"), "--runs", str(tmp_path)]
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
+        with (tmp_path / "log.txt").open("w") as log:
+            drivers.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, text=True))
+        return drivers[-1]
+
+    yield started
+    for driver in drivers:
+        driver.kill()
+        driver.wait()
+
+
+def test_a_machine_that_dies_under_a_slot(
+    cluster: Cluster, start: Callable[[dict[str, Any]], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    node = cluster.add_node(num_cpus=1)
+    driver = start({**TOY, "search": {"trials": 1}, "resources": {"slots": 1}})
+    before = rows_once(tmp_path, 5)
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    check(tmp_path, driver, before, redone=1, gap_s=GAP_S)
+
+
+def test_a_machine_that_dies_under_a_gang(
+    cluster: Cluster, start: Callable[[dict[str, Any]], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    driver = start({**GANG, "search": {"trials": 1}})
+    before = rows_once(tmp_path, 5)
+    cluster.remove_node(nodes[1], allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    check(tmp_path, driver, before, redone=1, gap_s=GAP_S)
+
+
+@pytest.mark.parametrize("space", [TOY, GANG], ids=["slot", "gang"])
+def test_a_spot_machine_that_gives_notice(
+    cluster: Cluster,
+    start: Callable[[dict[str, Any]], subprocess.Popen[str]],
+    tmp_path: Path,
+    space: dict[str, Any],
+) -> None:
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2 if space is GANG else 1)]
+    driver = start({**space, "search": {"trials": 1}, "resources": {**space.get("resources", {}), "slots": 1}})
+    rows_once(tmp_path, 5)
+    drain(cluster, nodes[-1].node_id)
+    cluster.add_node(num_cpus=1)
+    time.sleep(1)
+    before = epochs.read(StudyPaths(tmp_path / "space").trial(0))
+    check(tmp_path, driver, before, redone=0, gap_s=SPOT_GAP_S)
+
+
+def rows_once(folder: Path, count: int) -> list[EpochLine]:
+    """Wait until the trial has so many epochs; return what it has."""
+    trial = StudyPaths(folder / "space").trial(0)
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if len(rows := epochs.read(trial)) >= count:
+            return rows
+        time.sleep(0.1)
+    raise AssertionError((folder / "log.txt").read_text())
+
+
+def drain(cluster: Cluster, node: str) -> None:
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address),
+            *("--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
+            *("--reason-message", "spot", "--deadline-remaining-seconds", str(NOTICE_S)),
+        ],
+        check=True,
+        timeout=60,
+        capture_output=True,
+    )
+
+
+def check(folder: Path, driver: subprocess.Popen[str], before: list[EpochLine], *, redone: int, gap_s: float) -> None:
+    """See that the search ends, that no more epochs were trained again than may be, and how long nothing went on."""
+    code = driver.wait(200)
+    log = (folder / "log.txt").read_text()
+    assert code == 0, log
+    paths = StudyPaths(folder / "space")
+    (record,) = records(paths, folder)
+    assert record.state == "complete", record.reason
+    rows = epochs.read(paths.trial(0))
+    assert [row.epoch for row in rows] == list(range(1, 61))
+    kept = sum(row in rows for row in before)
+    assert len(before) - kept <= redone, "epochs that were told and are trained again"
+    attempts = sorted({row.attempt for row in rows})
+    assert len(attempts) == 2
+    moved = next(number for number, row in enumerate(rows) if row.attempt == attempts[1])
+    gap = rows[moved].time - rows[moved - 1].time
+    print(json.dumps({"kept": kept, "gap_s": round(gap, 1), "attempts": len(attempts)}))
+    assert gap <= gap_s
+
+
+def records(paths: StudyPaths, folder: Path) -> list[TrialRecord]:
+    return Study(paths, spec_file.load(str(folder / "space.yaml"))).records()
