@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from search import planning, service, spec_file, summary
+from search import planning, ray_session, service, spec_file, summary
 from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
 
 
@@ -18,6 +18,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if ray_session.submitted() and not given.runs.is_absolute():
+            raise BadInput(
+                f"--runs {given.runs}: a job's own folder is deleted after it; give one that all machines see"
+            )
         spec = spec_file.load(given.space, given.set)
         plan = planning.make(spec, given.runs / (given.study or spec.name))
         print(summary.plan_text(plan), file=sys.stdout if given.dry_run else sys.stderr, flush=True)

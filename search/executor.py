@@ -85,7 +85,12 @@ def run(study: Study, slots: int, listener: Listener, may_start: Callable[[], bo
             tune.Tuner(
                 _trainable(resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=_Questions(director), scheduler=_Verdicts(director), num_samples=-1, reuse_actors=True
+                    search_alg=_Questions(director),
+                    scheduler=_Verdicts(director),
+                    num_samples=-1,
+                    reuse_actors=True,
+                    # Ray Tune would otherwise wait for one slot after another, and a cluster grow one by one.
+                    max_concurrent_trials=slots,
                 ),
                 run_config=tune.RunConfig(
                     name=study.name.replace("/", "-"),

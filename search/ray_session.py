@@ -67,8 +67,17 @@ class RaySession:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
+                runtime_env=_runtime_env(),
             )
+
+
+def submitted() -> bool:
+    """Return whether this process is the driver of a job that `ray job submit` has started."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _runtime_env() -> dict[str, Any]:
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}}
 
 
 def _amounts(resources: Mapping[str, float]) -> tuple[float, float]:
@@ -85,6 +94,8 @@ def _connect() -> None:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not submitted():  # a job brings its own code to every machine; else all of them see this one's folders
+        options["runtime_env"] = _runtime_env()
     with _own_signals():
         ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True, **options)
 

@@ -1,4 +1,4 @@
-"""Machines that go: without a word, and with the notice that a spot instance gets. Raylets of one machine stand for them."""
+"""Machines that go: without a word, or with the notice that a spot instance gets. They are raylets of this one."""
 
 from __future__ import annotations
 

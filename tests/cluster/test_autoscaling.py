@@ -1,0 +1,206 @@
+"""A search on a cluster that grows and shrinks: the fake machines of Ray's own autoscaler, raylets on this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from search import spec_file
+from search.record import StudyPaths
+from search.study import Study
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+SPOT, ON_DEMAND, MOST = 2, 2, 3
+"""Machines of each kind that there may be, and of all kinds together."""
+IDLE_MINUTES = 0.1
+WATCH = """
+import json, os, sys, time
+import ray
+ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
+while True:
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    kinds = {kind: sum(kind in found for found in alive) for kind in ("spot", "on_demand")}
+    print(json.dumps({"time": time.time(), **kinds}), flush=True)
+    time.sleep(0.5)
+"""
+
+
+@dataclass
+class Growing:
+    """A cluster whose machines come and go."""
+
+    address: str
+    folder: Path
+    watch: subprocess.Popen[bytes]
+
+    def seen(self) -> list[dict[str, Any]]:
+        """Return how many machines of each kind there were, over time."""
+        return [json.loads(line) for line in (self.folder / "watch.txt").read_text().splitlines() if line[-1:] == "}"]
+
+    def wait(self, count: int, timeout_s: float) -> None:
+        """Wait until there are so many machines."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            if (seen := self.seen()) and seen[-1]["spot"] + seen[-1]["on_demand"] == count:
+                return
+            time.sleep(0.5)
+        raise AssertionError(f"not {count} machines in {timeout_s} s: {self.seen()[-3:]}")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Growing]:
+    """Start a head whose autoscaler adds machines of one CPU: spot ones first, all others once there are no more."""
+    port, head = free_port(), secrets.token_hex(28)
+    config = {
+        "cluster_name": "fake",
+        "max_workers": MOST,
+        "idle_timeout_minutes": IDLE_MINUTES,
+        "provider": {
+            "type": "fake_multinode",
+            "launch_multiple": True,
+            "head_node_id": head,
+            "gcs_address": f"127.0.0.1:{port}",
+        },
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "spot": node("spot", SPOT, 10),
+            "on_demand": node("on_demand", ON_DEMAND, 0),
+        },
+        "head_node_type": "ray.head.default",
+    }
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
+    environment = {
+        **os.environ,
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": head,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head,
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0"),
+        *(f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"),
+        *(f"--autoscaling-config={tmp_path / 'cluster.yaml'}", f"--dashboard-agent-listen-port={free_port()}"),
+        f"--metrics-export-port={free_port()}",
+    ]
+    address = f"127.0.0.1:{port}"
+    with (tmp_path / "head.txt").open("w") as log, (tmp_path / "watch.txt").open("w") as seen:
+        started = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        wait_for(port, tmp_path / "head.txt")
+        watching = {**os.environ, "RAY_ADDRESS": address}
+        watch = subprocess.Popen([sys.executable, "-c", WATCH], env=watching, stdout=seen)
+        try:
+            yield Growing(address, tmp_path, watch)
+        finally:
+            watch.kill()
+            watch.wait()
+            end(started)
+
+
+def test_slots_come_with_the_machines_and_go_with_them(cluster: Growing) -> None:
+    """From none to the most there may be and back, spot machines first."""
+    paths, spec = search(cluster, {"fixed": {"epochs": 20, "epoch_s": 0.5}, "search": {"trials": 8}})
+    seen = cluster.seen()
+    assert max(line["spot"] + line["on_demand"] for line in seen) == MOST
+    assert max(line["spot"] for line in seen) == SPOT
+    first = next(line for line in seen if line["spot"] + line["on_demand"])
+    assert first["on_demand"] == 0, "an on-demand machine came before the spot ones"
+    cluster.wait(0, 60)
+    records = Study(paths, spec).records()
+    assert [record.state for record in records] == ["complete"] * 8
+    assert at_once(records) == MOST
+
+
+def test_a_gang_over_machines_is_given_back(cluster: Growing) -> None:
+    resources = {"workers": 2, "max_attempts": 2}
+    parameters = {"lr": {"type": "float", "low": 0.1, "high": 1.0}}
+    fixed = {"epochs": 6, "epoch_s": 0.5}
+    content = {"workload": "tests.parallel_workload", "parameters": parameters, "fixed": fixed, "resources": resources}
+    paths, spec = search(cluster, {**content, "search": {"trials": 3}})
+    cluster.wait(0, 60)
+    assert [record.state for record in Study(paths, spec).records()] == ["complete"] * 3
+
+
+def search(cluster: Growing, sections: dict[str, Any]) -> tuple[StudyPaths, Any]:
+    content = {
+        "workload": "toy",
+        "objective": {"metric": "score", "mode": "max"},
+        "parameters": {"lr": {"type": "float", "low": 1e-3, "high": 1e-1, "log": True}},
+        "search": {"trials": 8},
+        "stopping": {"rule": "none"},
+        "promotion": {"k": 1},
+        **sections,
+    }
+    space = cluster.folder / "space.yaml"
+    space.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "tune.py", "--space", str(space), "--runs", str(cluster.folder)]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return StudyPaths(cluster.folder / "space"), spec_file.load(str(space))
+
+
+def at_once(records: list[Any]) -> int:
+    """Return how many trials ran at the same time, at the most."""
+    moments = [(r.started, 1) for r in records] + [(r.finished, -1) for r in records]
+    running = most = 0
+    for _, change in sorted(moments):
+        running += change
+        most = max(most, running)
+    return most
+
+
+def node(kind: str, most: int, priority: int) -> dict[str, Any]:
+    return {
+        "resources": {"CPU": 1, kind: 1},
+        "node_config": {},
+        "min_workers": 0,
+        "max_workers": most,
+        "priority": priority,
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_for(port: int, log: Path) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+def end(started: subprocess.Popen[bytes]) -> None:
+    """End the head and all that it started, by pid."""
+    family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+    started.send_signal(signal.SIGTERM)
+    try:
+        started.wait(20)
+    except subprocess.TimeoutExpired:
+        started.kill()
+        started.wait()
+    _, left = psutil.wait_procs(family, timeout=10)
+    for process in left:
+        process.kill()
