@@ -19,9 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if ray_session.submitted() and not given.runs.is_absolute():
-            raise BadInput(
-                f"--runs {given.runs}: a job's own folder is deleted after it; give one that all machines see"
-            )
+            raise BadInput(f"--runs {given.runs}: a job has no folder to stay in; name one that all machines see")
         spec = spec_file.load(given.space, given.set)
         plan = planning.make(spec, given.runs / (given.study or spec.name))
         print(summary.plan_text(plan), file=sys.stdout if given.dry_run else sys.stderr, flush=True)
