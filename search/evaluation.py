@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,6 +103,11 @@ def _evaluate(workload_name: str, study: str, plain: dict[str, Any]) -> None:
     durable.write_json(folder / FILE, content)
 
 
+def main() -> None:
+    """Evaluate one checkpoint as the entry point of a job: its argument is that of `_job`, as JSON."""
+    _job(*json.loads(sys.argv[1]))
+
+
 def _done(paths: StudyPaths, candidate: Candidate) -> str | None:
     try:
         content = json.loads((paths.evaluation(candidate.name) / FILE).read_text())
@@ -109,3 +115,7 @@ def _done(paths: StudyPaths, candidate: Candidate) -> str | None:
         return None
     sha256: str = content["checkpoint_sha256"]
     return sha256
+
+
+if __name__ == "__main__":
+    main()

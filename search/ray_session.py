@@ -67,7 +67,7 @@ class RaySession:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env=_runtime_env(),
+                runtime_env=runtime_env(),
             )
 
 
@@ -76,7 +76,8 @@ def submitted() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def _runtime_env() -> dict[str, Any]:
+def runtime_env() -> dict[str, Any]:
+    """Return what makes processes on this machine, or on one that sees its folders, find what this one does."""
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}}
 
 
@@ -95,7 +96,7 @@ def _connect() -> None:
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not submitted():  # a job brings its own code to every machine; else all of them see this one's folders
-        options["runtime_env"] = _runtime_env()
+        options["runtime_env"] = runtime_env()
     with _own_signals():
         ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True, **options)
 

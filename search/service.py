@@ -14,6 +14,7 @@ import durable
 from search import (
     comparison,
     evaluation,
+    evaluation_jobs,
     executor,
     leaderboard,
     parent,
@@ -119,7 +120,8 @@ def _evaluate(plan: Plan, candidates: Sequence[Candidate], session: RaySession, 
     if todo:
         _say(stream, f"evaluating {len(todo)} checkpoints on the test split")
         session.start()
-        evaluation.run(plan.paths, plan.spec, todo, lambda name: _say(stream, f"evaluated trial {name}"))
+        run = evaluation_jobs.run if plan.spec.evaluation.run_as == "jobs" else evaluation.run
+        run(plan.paths, plan.spec, todo, lambda name: _say(stream, f"evaluated trial {name}"))
 
 
 def _say(stream: TextIO, text: str) -> None:

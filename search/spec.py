@@ -145,6 +145,8 @@ class Evaluation:
     """CPUs of one evaluation job."""
     gpus: float | Literal["auto"] = "auto"
     """GPUs of one evaluation job. auto: one where there are any."""
+    run_as: Literal["tasks", "jobs"] = "tasks"
+    """jobs: each evaluation is a Ray job of its own, submitted once, on a cluster with a dashboard."""
     keep_checkpoints: int = 5
     """Checkpoints of this many best trials stay on disk, besides the promoted."""
 
