@@ -1,10 +1,15 @@
 """Search pruning ratios with inherited weights and from scratch, and time both to the same hypervolume.
 
-The same space on generated hearts, the same seeds: in one search every trial inherits the weights of a parent and tunes
-them for a few epochs; in the other every trial trains its pruned network from fresh weights for as many epochs as that
-parent had. The hypervolume is that of foreground Dice and of the share of the parent's GMACs that is saved, on
-validation. The time is from the start of the search, the scan of the parent included, to the end of the trial that
-reaches what both searches reach; `with_parent` counts the training of the parent as well.
+The space that is shipped, `acdc_pruning.yaml`, and the same seeds: in one search every trial inherits the weights of a
+parent and tunes them for a few epochs; in the other every trial trains its pruned network from fresh weights for as
+many epochs as that parent had. What needs a parent (which importance, which mode) is not searched there. The
+hypervolume is that of foreground Dice and of the share of the parent's GMACs that is saved, on validation. The time is
+from the start of the search to the end of the trial that reaches what both searches reach: `with_parent` counts it all,
+the parent's training too; `time_ratio_to_scratch` counts from when the parent is there, its scan included.
+
+Generated hearts without `root`, the folder of ACDC:
+
+    python -m benchmarks inheritance --set root=DIR
 """
 
 from __future__ import annotations
@@ -16,79 +21,100 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import configuration
 from benchmarks import _searches
 from search.record import TrialRecord
+from workloads import acdc
 
+SPACE = "acdc_pruning.yaml"
 TINY = {"seeds": 1, "trials": 2, "epochs": 2, "tuned": 1, "size": 48}
-BLOCKS = ("encoders.0", "encoders.1", "bottleneck", "decoders.1", "decoders.3")
 Point = tuple[float, float, float]
 """Seconds since the start, Dice, share of the MACs that are saved."""
 
 
-def measure(seeds: int = 1, trials: int = 20, epochs: int = 20, tuned: int = 4, size: int = 64) -> dict[str, Any]:
-    """Return the time to the same hypervolume with inheritance over that from scratch, the median over seeds."""
-    ratios, whole_ratios, volumes = [], [], []
+def measure(
+    seeds: int = 2, trials: int = 0, epochs: int = 0, tuned: int = 0, size: int = 0, root: str = ""
+) -> dict[str, Any]:
+    """Return the time to the same hypervolume with inheritance over that from scratch, the median over seeds.
+
+    trials, epochs, tuned, size: how many trials, epochs of the parent and epochs of a trial, and the side of the
+    slices in pixels; 0 is what the space says.
+    root: the folder of ACDC; generated hearts without one.
+    """
+    rows = []
     with _searches.ray_up():
         for seed in range(seeds):
-            inherited, parent_s = _points(_space(seed, trials, tuned, size, epochs))
-            scratch, _ = _points(_space(seed, trials, epochs, size, 0))
+            space = _space(seed, trials, epochs, tuned, size, root)
+            whole = _whole_gmacs(space)
+            inherited, parent_s = _points(space, whole)
+            scratch, _ = _points(_from_scratch(space, whole), whole)
             same = min(hypervolume(inherited), hypervolume(scratch))
             whole_s, scratch_s = seconds_to(inherited, same), seconds_to(scratch, same)
-            ratios.append((whole_s - parent_s) / scratch_s)
-            whole_ratios.append(whole_s / scratch_s)
-            volumes.append((hypervolume(inherited), hypervolume(scratch)))
-            _searches.say(f"seed {seed}: ratio {ratios[-1]:.3f}, hypervolumes {volumes[-1]}")
+            rows.append(
+                {
+                    "seed": seed,
+                    "time_ratio_to_scratch": round((whole_s - parent_s) / scratch_s, 4),
+                    "with_parent": round(whole_s / scratch_s, 4),
+                    "seconds": round(whole_s, 1),
+                    "seconds_scratch": round(scratch_s, 1),
+                    "parent_seconds": round(parent_s, 1),
+                    "hypervolume": round(hypervolume(inherited), 4),
+                    "hypervolume_scratch": round(hypervolume(scratch), 4),
+                }
+            )
+            _searches.say(str(rows[-1]))
     return {
-        "time_ratio_to_scratch": round(statistics.median(ratios), 4),
-        "with_parent": round(statistics.median(whole_ratios), 4),
-        "hypervolume": round(statistics.median(volume for volume, _ in volumes), 4),
-        "hypervolume_scratch": round(statistics.median(volume for _, volume in volumes), 4),
-        "trials": trials,
+        "time_ratio_to_scratch": statistics.median(row["time_ratio_to_scratch"] for row in rows),
+        "with_parent": statistics.median(row["with_parent"] for row in rows),
+        "data": "ACDC" if root else "generated hearts",
+        "trials": space["search"]["trials"],
+        "rows": rows,
     }
 
 
 def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the README's rows."""
+    volumes = ", ".join(f"{row['hypervolume']:.3f}/{row['hypervolume_scratch']:.3f}" for row in result["rows"])
     return [
         (
-            f"search over pruning ratios, inherited weights, {result['trials']} trials: time to the hypervolume "
-            "that both reach, scan included",
+            f"search over pruning ratios, inherited weights, {result['trials']} trials, {result['data']}: time to the "
+            f"hypervolume that both reach, scan included, median of {len(result['rows'])} seeds",
             f"{result['time_ratio_to_scratch']:.2f} of that from scratch; {result['with_parent']:.2f} with training "
             "the parent",
-            f"hypervolumes {result['hypervolume']:.3f} and {result['hypervolume_scratch']:.3f}; aim: at most a third",
+            f"hypervolumes {volumes}; aim: at most a third",
         )
     ]
 
 
-def _space(seed: int, trials: int, epochs: int, size: int, parent_epochs: int) -> dict[str, Any]:
-    parent = {"parent": {"train": {"epochs": parent_epochs, "lr": 5e-3}}} if parent_epochs else {}
+def _space(seed: int, trials: int, epochs: int, tuned: int, size: int, root: str) -> dict[str, Any]:
+    """Return the shipped space with a seed, and with what was asked to be otherwise."""
+    space = _searches.resolved(SPACE)
+    space["search"] |= {"seed": seed} | ({"trials": trials} if trials else {})
+    space["parent"]["train"] |= {"epochs": epochs, "rewind_epoch": epochs // 2} if epochs else {}
+    space["fixed"] |= {"epochs": tuned} if tuned else {}
+    space["data"] |= ({"size": size} if size else {}) | ({"root": root} if root else {})
+    space["promotion"] = {"rule": "pareto", "k": 1}
+    return space
+
+
+def _from_scratch(space: dict[str, Any], whole_gmacs: float) -> dict[str, Any]:
+    """Return the same search without a parent: each trial trains as long as the parent did."""
+    needs_parent = ("prune.importance", "prune.mode")
+    limit = float(space["constraints"][0].removeprefix("macs <= ").removesuffix(" * parent"))
     return {
-        "workload": "acdc",
-        "objective": [{"metric": "val_mean_dice_no_bg", "mode": "max"}, {"metric": "gmacs", "mode": "min"}],
-        **parent,
-        "parameters": {f"prune.{block}": {"type": "float", "low": 0.0, "high": 0.8} for block in BLOCKS},
-        "fixed": {
-            "network.name": "unet",
-            "network.widths": [16, 32],
-            "batch_size": 8,
-            "lr": 5e-3,
-            "lr_schedule": "onecycle",
-            "epochs": epochs,
-        },
-        "data": {"size": size, "synthetic.patients": 16},
-        "search": {"trials": trials, "seed": seed},
-        "stopping": {"rule": "none"},
-        "promotion": {"rule": "pareto", "k": 1},
+        **{name: section for name, section in space.items() if name != "parent"},
+        "parameters": {name: value for name, value in space["parameters"].items() if name not in needs_parent},
+        "constraints": [f"macs <= {limit * whole_gmacs * 1e9:.0f}"],
+        "fixed": {**space["fixed"], "epochs": space["parent"]["train"]["epochs"]},
     }
 
 
-def _points(content: dict[str, Any]) -> tuple[list[Point], float]:
+def _points(content: dict[str, Any], whole: float) -> tuple[list[Point], float]:
     """Return what each trial reached and when, in order of their ends; and the seconds until the parent was there."""
     with tempfile.TemporaryDirectory() as folder:
         begun = time.time()
         paths, records = _searches.search(Path(folder), content)
         parent_s = paths.pinned.stat().st_mtime - begun if paths.pinned.is_file() else 0.0
-    whole = _whole_gmacs(content)
     ended = [record for record in records if record.finished is not None and record.values is not None]
     return sorted(_point(record, begun, whole) for record in ended), parent_s
 
@@ -99,12 +125,9 @@ def _point(record: TrialRecord, begun: float, whole: float) -> Point:
     return record.finished.timestamp() - begun, dice, 1 - gmacs / whole
 
 
-def _whole_gmacs(content: dict[str, Any]) -> float:
-    import configuration
-    from workloads import acdc
-
-    data = {f"data.{name}": value for name, value in content["data"].items()}
-    found: float = acdc.facts(configuration.build(acdc.Config, {**content["fixed"], **data}))["gmacs"]
+def _whole_gmacs(space: dict[str, Any]) -> float:
+    data = {f"data.{name}": value for name, value in space["data"].items()}
+    found: float = acdc.facts(configuration.build(acdc.Config, {**space["fixed"], **data}))["gmacs"]
     return found
 
 
