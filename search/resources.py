@@ -101,11 +101,13 @@ def _does_not_fit(resources: Resources, wanted: int, has: tuple[float, float], w
 
 
 def check_evaluation(evaluation: Evaluation, room: Room) -> None:
-    """Refuse an evaluation job that would wait for ever.
+    """Refuse an evaluation that cannot be run.
 
     Raises:
         SpecError: if it asks for more than there is.
     """
+    if evaluation.run_as == "jobs" and not room.grows:
+        raise SpecError(f"evaluation.run_as: {room.where} takes no jobs; write tasks, or name a cluster by RAY_ADDRESS")
     gpus = float(evaluation.gpus)
     if (evaluation.cpus > room.cpus or gpus > room.gpus) and not room.grows:
         raise SpecError(
