@@ -28,6 +28,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 SPOT, ON_DEMAND, MOST = 2, 2, 3
 """Machines of each kind that there may be, and of all kinds together."""
 IDLE_MINUTES = 0.1
+COMMANDS = (
+    *("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands"),
+)
+"""What every file of a cluster has; here there is nothing to set up."""
 WATCH = """
 import json, os, sys, time
 import ray
@@ -71,7 +76,8 @@ def cluster(tmp_path: Path) -> Iterator[Growing]:
         "max_workers": MOST,
         "idle_timeout_minutes": IDLE_MINUTES,
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "launch_multiple": True,
             "head_node_id": head,
             "gcs_address": f"127.0.0.1:{port}",
@@ -82,6 +88,8 @@ def cluster(tmp_path: Path) -> Iterator[Growing]:
             "on_demand": node("on_demand", ON_DEMAND, 0),
         },
         "head_node_type": "ray.head.default",
+        **{key: [] for key in COMMANDS},
+        **{"auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": []},
     }
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
     environment = {
