@@ -1,1 +1,1 @@
-"""Where it runs: files for Ray's cluster launcher, KubeRay and Slurm, and what is checked of them before they cost money."""
+"""Where it runs: files for Ray's cluster launcher, KubeRay and Slurm, checked before they cost money."""

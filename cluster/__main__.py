@@ -39,7 +39,7 @@ def lint(given: argparse.Namespace) -> int:
 
 
 def fit(given: argparse.Namespace) -> int:
-    """Print how many trials of a search space run on a cluster at the same time: at the start, at the most, and never."""
+    """Print how many trials of a search space run on a cluster at once: at the start, at the most, and never."""
     from cluster import files, fit
     from search import spec_file
 

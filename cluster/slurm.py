@@ -139,7 +139,7 @@ def _verb(words: list[str]) -> str:
 
 
 def _symmetric_run(file: ClusterFile, words: list[str]) -> Iterator[Problem]:
-    own, _, _ = (words, 0, 0) if "--" not in words else (words[: words.index("--")], 0, 0)
+    own = words[: words.index("--")] if "--" in words else words
     if "--" not in words:
         yield Problem("ray symmetric-run", "no `--` before the command that it runs; add it")
     for name in NOT_WITH_SYMMETRIC_RUN:
