@@ -16,7 +16,21 @@ from search.spec_file import MIB, Loader
 
 Kind = Literal["cloud", "hosts", "kuberay", "slurm"]
 RAY_KINDS = ("RayCluster", "RayJob")
-SHORT_FLAGS = {"-N": "nodes", "-n": "ntasks", "-c": "cpus-per-task", "-G": "gpus", "-t": "time"}
+SHORT_FLAGS = {
+    "-A": "account",
+    "-C": "constraint",
+    "-G": "gpus",
+    "-J": "job-name",
+    "-N": "nodes",
+    "-c": "cpus-per-task",
+    "-e": "error",
+    "-n": "ntasks",
+    "-o": "output",
+    "-p": "partition",
+    "-q": "qos",
+    "-t": "time",
+    "-w": "nodelist",
+}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-AWS_SIZES = {"large": 2, "xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32, "12xlarge": 48, "16xlarge": 64}
+SIZES = {"large": 2, "xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32, "12xlarge": 48, "16xlarge": 64}
 ONE_OR_MORE = {
     "xlarge": (4, 1),
     "2xlarge": (8, 1),
@@ -15,10 +15,13 @@ ONE_OR_MORE = {
     "24xlarge": (96, 4),
     "48xlarge": (192, 8),
 }
+OLDER = {**SIZES, "24xlarge": 96, "metal": 96}
+NEWER = {**SIZES, "24xlarge": 96, "32xlarge": 128, "metal": 128}
 AWS = {
-    **{f"{kind}.{size}": (cpus, 0) for kind in ("m5", "m6i", "c6i", "r5", "r6i") for size, cpus in AWS_SIZES.items()},
+    **{f"{kind}.{size}": (cpus, 0) for kind in ("m5", "r5") for size, cpus in OLDER.items()},
+    **{f"{kind}.{size}": (cpus, 0) for kind in ("m6i", "c6i", "r6i") for size, cpus in NEWER.items()},
     **{f"{kind}.{size}": has for kind in ("g5", "g6", "g6e") for size, has in ONE_OR_MORE.items()},
-    **{f"g4dn.{size}": (cpus, 1) for size, cpus in AWS_SIZES.items() if size != "large"},
+    **{f"g4dn.{size}": (cpus, 1) for size, cpus in SIZES.items() if size != "large"},
     "g4dn.12xlarge": (48, 4),
     "g4dn.metal": (96, 8),
     "p3.2xlarge": (8, 1),
@@ -31,7 +34,8 @@ AWS = {
     "p5en.48xlarge": (192, 8),
 }
 GCP = {
-    **{f"{kind}-standard-{cpus}": (cpus, 0) for kind in ("e2", "n2") for cpus in (2, 4, 8, 16, 32)},
+    **{f"e2-standard-{cpus}": (cpus, 0) for cpus in (2, 4, 8, 16, 32)},
+    **{f"n2-standard-{cpus}": (cpus, 0) for cpus in (2, 4, 8, 16, 32, 48, 64, 80, 96, 128)},
     **{f"n1-standard-{cpus}": (cpus, 0) for cpus in (1, 2, 4, 8, 16, 32, 64, 96)},
     **{f"g2-standard-{cpus}": (cpus, 1) for cpus in (4, 8, 12, 16, 32)},
     "g2-standard-24": (24, 2),
@@ -44,7 +48,7 @@ GCP = {
     "a3-megagpu-8g": (208, 8),
 }
 AZURE = {
-    **{f"Standard_D{cpus}s_v{version}": (cpus, 0) for cpus in (2, 4, 8, 16, 32) for version in (3, 4, 5)},
+    **{f"Standard_D{cpus}s_v{version}": (cpus, 0) for cpus in (2, 4, 8, 16, 32, 48, 64, 96) for version in (3, 4, 5)},
     "Standard_NC4as_T4_v3": (4, 1),
     "Standard_NC8as_T4_v3": (8, 1),
     "Standard_NC16as_T4_v3": (16, 1),
@@ -70,3 +74,15 @@ FORM = {
     "azure": re.compile(r"Standard_[A-Z]+[0-9]+[A-Za-z0-9-]*(_[A-Za-z0-9]+)*"),
 }
 """How a name looks: what does not is a slip of the pen, what does may be newer than this table."""
+
+
+def family(provider: str, name: str) -> str:
+    """Return what instance types of several sizes have in common."""
+    if provider == "aws":
+        return name.partition(".")[0]
+    return name.rpartition("-")[0] if provider == "gcp" else re.sub(r"\d+", "#", name, count=1)
+
+
+def sizes(provider: str, name: str) -> list[str]:
+    """Return the instance types that we know of the same family."""
+    return [known for known in KNOWN[provider] if family(provider, known) == family(provider, name)]

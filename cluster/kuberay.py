@@ -26,6 +26,14 @@ def rules(file: ClusterFile, ray: str) -> Iterator[Problem]:
         return
     if file.content.get("kind") == "RayJob":
         yield from _job(file)
+    named = mapping(file.content.get("metadata"))
+    if not named.get("name") and not named.get("generateName"):
+        yield Problem("metadata.name", "missing; write a name")
+    groups = [each.get("groupName") for each in worker_groups(file).values()]
+    if not groups:
+        yield Problem(f"{file.ray_key}.workerGroupSpecs", "missing, so no trial ever runs; describe a group")
+    if len(set(groups)) < len(groups):
+        yield Problem(f"{file.ray_key}.workerGroupSpecs", "two groups of one groupName; name each once")
     yield from _whole_cluster(file, ray)
     yield from _head(file)
     for key, group in worker_groups(file).items():
@@ -123,6 +131,8 @@ def _whole_cluster(file: ClusterFile, ray: str) -> Iterator[Problem]:
     fault = mapping(spec.get("gcsFaultToleranceOptions"))
     if not fault:
         yield Problem(f"{key}.gcsFaultToleranceOptions", "missing, so all falls with the head; name a Redis")
+    elif fault.get("backend", "redis") == "redis" and not fault.get("redisAddress"):
+        yield Problem(f"{key}.gcsFaultToleranceOptions.redisAddress", "missing; write host:port of a Redis")
     elif fault.get("backend", "redis") == "redis" and not fault.get("redisPassword"):
         yield Problem(f"{key}.gcsFaultToleranceOptions.redisPassword", "missing; refer to a secret")
     if spec.get("enableInTreeAutoscaling") is not True:
@@ -170,6 +180,8 @@ def _worker_group(file: ClusterFile, key: str, group: Mapping[str, Any]) -> Iter
         yield Problem(f"{key}.minReplicas", f"got {least}, more than maxReplicas {most}; lower it")
     elif not least <= whole(group.get("replicas"), least) <= most:
         yield Problem(f"{key}.replicas", f"got {group.get('replicas')}; expected {least} to {most}")
+    if drivers(group):
+        yield Problem(f"{key}.rayStartParams.resources", "drivers may land here, beside trials; leave it to the head")
     idle_s = group.get("idleTimeoutSeconds")
     if idle_s is not None and whole(idle_s) < LEAST_IDLE_S:
         yield Problem(f"{key}.idleTimeoutSeconds", f"got {idle_s}; write {LEAST_IDLE_S} or more")
@@ -195,6 +207,9 @@ def _pod(key: str, group: Mapping[str, Any], ray: str) -> Iterator[Problem]:
         yield Problem(f"{at}.hostNetwork", "opens Ray's ports on the machine; leave it out")
     if mapping(container.get("securityContext")).get("privileged"):
         yield Problem(f"{at}.containers[0].securityContext.privileged", "a trial could take the machine; leave it out")
+    for index, each in enumerate(listing(container.get("env"))):
+        if mapping(each).get("name") == "RAY_AUTH_MODE" and mapping(each).get("value") != "token":
+            yield Problem(f"{at}.containers[0].env[{index}]", "turns the token off; leave it to authOptions")
     asked = mapping(container.get("resources"))
     limits, requests = mapping(asked.get("limits")), mapping(asked.get("requests"))
     for name in ("cpu", "memory"):
@@ -265,6 +280,8 @@ def _job(file: ClusterFile) -> Iterator[Problem]:
         yield Problem(
             "spec.entrypoint", "missing; write the command, such as python tune.py --space X.yaml --runs FOLDER"
         )
+    elif "tune.py" in str(spec["entrypoint"]) and "--runs" not in str(spec["entrypoint"]):
+        yield Problem("spec.entrypoint", "no --runs, so results go with the pod; name a folder that all nodes see")
     if quantity(spec.get("entrypointNumGpus", 0)):
         yield Problem("spec.entrypointNumGpus", "a driver computes nothing and would hold a GPU; write 0")
     if quantity(spec.get("entrypointNumCpus", 0)):

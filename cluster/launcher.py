@@ -21,6 +21,10 @@ OWN_COMMANDS = {
     "worker_start_ray_commands": "Ray's default asks for no token",
 }
 WHERE = {"aws": "region", "gcp": "region", "azure": "location"}
+REGION = {
+    "aws": re.compile(r"[a-z]{2}(-gov|-iso[a-z]?)?-(north|south|east|west|central){1,2}-\d"),
+    "gcp": re.compile(r"[a-z]+-(north|south|east|west|central){1,2}\d{1,2}"),
+}
 TOKEN_FILE = re.compile(r"(^|/)\.?ray/auth_token$")
 
 
@@ -35,6 +39,9 @@ def cloud(file: ClusterFile, ray: str) -> Iterator[Problem]:
         yield from _instance(file, key, node_type)
         if name != file.content.get("head_node_type"):
             yield from _fallback(file, key, name, node_type)
+            if shell.DRIVER in mapping(node_type.get("resources")):
+                at = f"{key}.resources.{shell.DRIVER}"
+                yield Problem(at, "drivers may land here, beside trials; leave it to the head")
     yield from _sums(file)
     yield from _every_launcher_file(file, ray)
 
@@ -75,6 +82,10 @@ def node_types(file: ClusterFile) -> dict[str, Mapping[str, Any]]:
     return {str(name): mapping(each) for name, each in mapping(file.content.get("available_node_types")).items()}
 
 
+def _worker_types(file: ClusterFile) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(name, each) for name, each in node_types(file).items() if name != file.content.get("head_node_type")]
+
+
 def start_words(file: ClusterFile, key: str) -> list[str]:
     """Return the words of the command that starts Ray."""
     for command in listing(file.content.get(key)):
@@ -112,7 +123,7 @@ def _schema(file: ClusterFile) -> Iterator[Problem]:
 
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            validate_config(prepare_config(dict(file.content)))  # type: ignore[no-untyped-call]
+            validate_config(prepare_config(dict(file.content)))
     except jsonschema.ValidationError as error:
         key = ".".join(str(part) for part in error.absolute_path) or "the file"
         yield Problem(key, f"Ray refuses it: {error.message[:200]}")
@@ -127,10 +138,18 @@ def _place(file: ClusterFile) -> Iterator[Problem]:
     provider = mapping(file.content.get("provider"))
     if not provider.get(WHERE[file.provider]):
         yield Problem(f"provider.{WHERE[file.provider]}", "missing, so Ray picks one; write where your quota is")
+    region = str(provider.get("region", ""))
+    zones = [zone.strip() for zone in str(provider.get("availability_zone", "")).split(",") if zone.strip()]
+    if file.provider in REGION and region:
+        if not REGION[file.provider].fullmatch(region):
+            yield Problem("provider.region", f"got {region!r}, which is no region of {file.provider}; look the name up")
+        for zone in zones:
+            if not zone.startswith(region):
+                yield Problem("provider.availability_zone", f"got {zone}, which is not in {region}; write one that is")
     rules = listing(mapping(provider.get("security_group")).get("IpPermissions"))
     for index, rule in enumerate(rules):
-        ranges = [mapping(each) for each in listing(mapping(rule).get("IpRanges"))]
-        if any(each.get("CidrIp") == "0.0.0.0/0" for each in ranges) and mapping(rule).get("ToPort") != 22:
+        ports = {mapping(rule).get("FromPort"), mapping(rule).get("ToPort")}
+        if re.search(r"'(0\.0\.0\.0|::)/0'", str(rule)) and ports != {22}:
             key = f"provider.security_group.IpPermissions[{index}]"
             yield Problem(key, "lets the whole internet in; name your network, or forward the port over ssh")
 
@@ -193,6 +212,9 @@ def _instance(file: ClusterFile, key: str, node_type: Mapping[str, Any]) -> Iter
     if arm.get("imageVersion") == "latest":
         yield Problem(f"{key}.node_config.azure_arm_parameters.imageVersion", "got latest; write one version")
     known = instances.KNOWN[file.provider].get(name)
+    if known is None and (others := instances.sizes(file.provider, name)):
+        yield Problem(where, f"got {name!r}, a size that there is not; expected one of {', '.join(others)}")
+        return
     if known is None:
         yield Problem(where, f"{name} is not in our table, so its CPUs and GPUs were not compared", note=True)
         return
@@ -237,6 +259,8 @@ def _fallback(file: ClusterFile, key: str, name: str, node_type: Mapping[str, An
 def _sums(file: ClusterFile) -> Iterator[Problem]:
     least = sum(whole(each.get("min_workers")) for each in node_types(file).values())
     most = whole(file.content.get("max_workers"), 2)
+    if not most or not any(whole(each.get("max_workers"), most) for _, each in _worker_types(file)):
+        yield Problem("max_workers", "no node for trials can ever come; write how many may")
     if least > most:
         yield Problem(
             "max_workers", f"got {most}, less than all min_workers together, {least}; raise it or lower those"
@@ -255,6 +279,8 @@ def _every_launcher_file(file: ClusterFile, ray: str) -> Iterator[Problem]:
         yield Problem(
             "idle_timeout_minutes", f"got {idle}, shorter than a rung may wait; write {LEAST_IDLE_MIN} or more"
         )
+    if not mapping(content.get("auth")).get("ssh_user"):
+        yield Problem("auth.ssh_user", "missing; write the user that your machines' image lets in by ssh")
     if content.get("upscaling_speed") == 0:
         yield Problem("upscaling_speed", "got 0, so no node is ever added; write 1 or more")
     yield from _starts(file)
@@ -274,6 +300,13 @@ def _starts(file: ClusterFile) -> Iterator[Problem]:
     for key, command in _commands(file):
         yield from shell.starts_ray(command, key)
     head = start_words(file, "head_start_ray_commands")
+    worker = start_words(file, "worker_start_ray_commands")
+    port = flag(head, "--port") or "6379"
+    if head and "--head" not in head:
+        yield Problem("head_start_ray_commands", "no --head, so nobody is the head; add it")
+    if worker and flag(worker, "--address") != f"$RAY_HEAD_IP:{port}":
+        came = flag(worker, "--address") or "nothing"
+        yield Problem("worker_start_ray_commands", f"got --address {came}; write --address=$RAY_HEAD_IP:{port}")
     if head and flag(head, "--autoscaling-config") is None:
         yield Problem("head_start_ray_commands", "no --autoscaling-config=~/ray_bootstrap_config.yaml: no worker comes")
     if head and "RAY_enable_autoscaler_v2=1" not in head:
@@ -303,6 +336,10 @@ def _versions(file: ClusterFile, ray: str) -> Iterator[Problem]:
     images = {key: docker[key] for key in ("image", "head_image", "worker_image") if docker.get(key)}
     for key, name in images.items():
         yield from shell.image(name, f"docker.{key}", ray)
+    wants_gpu = any(whole(mapping(each.get("resources")).get("GPU")) for _, each in _worker_types(file))
+    for key, name in images.items():
+        if key != "head_image" and wants_gpu and str(name).endswith("-cpu"):
+            yield Problem(f"docker.{key}", f"got {name}, which knows no GPU, for nodes with GPUs; write -gpu")
     for key, command in _commands(file):
         yield from shell.installs(command, key, ray)
     setup = " ".join(command for key, command in _commands(file) if "setup_commands" in key)
@@ -317,11 +354,16 @@ def _shared(file: ClusterFile) -> Iterator[Problem]:
     if not mounted:
         yield Problem("initialization_commands", "no shared folder is mounted; mount one, for studies and checkpoints")
         return
-    docker = mapping(file.content.get("docker"))
-    options = " ".join(str(each) for key in docker if key.endswith("run_options") for each in listing(docker[key]))
-    if docker and not any(re.search(rf"(-v|--volume)[ =]{re.escape(each)}:", options) for each in mounted):
-        folder = min(mounted)
-        yield Problem("docker.run_options", f"the container does not see {folder}; add '-v {folder}:{folder}'")
+    seen = sorted(mounted)
+    if docker := mapping(file.content.get("docker")):
+        options = " ".join(str(each) for key in docker if key.endswith("run_options") for each in listing(docker[key]))
+        binds = re.findall(r"(?:-v|--volume)[ =]([^\s:]+):([^\s:]+)", options)
+        seen = [inside for outside, inside in binds if outside in mounted]
+        if re.search(r"--privileged|(^|\s)(-p|--publish)\b", options):
+            yield Problem("docker.run_options", "--privileged and published ports let others in; leave them out")
+        if not seen:
+            folder = min(mounted)
+            yield Problem("docker.run_options", f"the container does not see {folder}; add '-v {folder}:{folder}'")
     for folder in shell.results_folders(file.text):
-        if not any(f"{folder}/".startswith(f"{each.rstrip('/')}/") for each in mounted):
-            yield Problem("--runs", f"got {folder}, which is no part of {min(mounted)}: results would go with the head")
+        if seen and not any(f"{folder}/".startswith(f"{each.rstrip('/')}/") for each in seen):
+            yield Problem("--runs", f"got {folder}, which is no part of {seen[0]}: results would go with the head")

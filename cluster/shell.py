@@ -66,8 +66,9 @@ def image(name: Any, key: str, ray: str) -> Iterator[Problem]:
         yield Problem(key, f"got {name!r}, which is whatever is newest; write a version after the colon")
     elif tag and re.match(r"(latest|nightly|main|master|stable)\b", tag):
         yield Problem(key, f"got {name!r}, which changes under you; write a version after the colon")
-    elif found and found["name"].endswith("rayproject/ray") and tag and not re.match(rf"{re.escape(ray)}(-|$)", tag):
-        yield Problem(key, f"got Ray {tag}, but requirements.lock has {ray}; write {ray}-py311-gpu or -cpu")
+    elif found and found["name"].endswith("rayproject/ray") and tag and not re.match(rf"{re.escape(ray)}-py311", tag):
+        came = f"got {tag}, but requirements.lock is of Ray {ray} and Python 3.11"
+        yield Problem(key, f"{came}; write {ray}-py311-gpu or -cpu")
 
 
 def job_flags(text: str) -> Iterator[Problem]:
@@ -78,6 +79,8 @@ def job_flags(text: str) -> Iterator[Problem]:
             continue
         if float(flag(words, "--entrypoint-num-gpus") or 0) > 0:
             yield Problem("--entrypoint-num-gpus", "a driver computes nothing and would hold a GPU; write 0")
+        if "tune.py" in words and flag(words, "--runs") is None:
+            yield Problem("--runs", "not given, so results go with the head; name a folder that all nodes see")
         if "tune.py" in words:
             yield from needs_driver(flag(words, "--entrypoint-resources"), "--entrypoint-resources")
 

@@ -6,11 +6,24 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
+import configuration
 from cluster import shell
 from cluster.files import ClusterFile, commands, flag, whole
 from cluster.problem import Problem
 
 LEAST_WARNING_S = 60
+OPTIONS = re.findall(
+    r"[a-z-]+",
+    """
+    account array begin chdir comment constraint cpus-per-gpu cpus-per-task dependency distribution error
+    exclude exclusive export gpu-bind gpus gpus-per-node gpus-per-task gres hint hold job-name
+    kill-on-invalid-dep licenses mail-type mail-user mem mem-per-cpu mem-per-gpu mincpus nice nodelist nodes
+    no-requeue ntasks ntasks-per-gpu ntasks-per-node open-mode output overcommit oversubscribe partition
+    prefer priority qos quiet requeue reservation signal switches threads-per-core time time-min tmp verbose
+    wait-all-nodes wckey
+    """,
+)
+"""Those of sbatch that a search may want."""
 NOT_WITH_SYMMETRIC_RUN = ("--head", "--node-ip-address", "--port", "--block")
 
 
@@ -18,6 +31,11 @@ def rules(file: ClusterFile, ray: str) -> Iterator[Problem]:
     """Check a script for sbatch."""
     if not file.text.startswith("#!"):
         yield Problem("line 1", "not the shell's name, so sbatch refuses it; write #!/bin/bash")
+    if not re.search(r"^set -\w*e", file.text, re.M):
+        yield Problem("set", "a command that fails goes unnoticed; write set -euo pipefail")
+    for name in file.content:
+        if name not in OPTIONS:
+            yield Problem(f"--{name}", configuration.unknown_key(name, OPTIONS).problem)
     yield from _late_options(file)
     yield from _again(file)
     yield from _amounts(file)
