@@ -85,7 +85,7 @@ MUTATIONS = [
     ("gcp.yaml", "RAY_AUTH_MODE=token RAY_e", "RAY_AUTH_MODE=disabled RAY_e", "head_start_ray_commands[1]"),
     ("azure.yaml", "--port=6379", "--port=6379 --dashboard-host 0.0.0.0", "head_start_ray_commands[1]"),
     ("azure.yaml", '  "~/.ray/auth_token": "~/.ray/auth_token"\n', "", "file_mounts"),
-    ("aws.yaml", "  - chmod 600 ~/.ray/auth_token\n", "", "setup_commands"),
+    ("aws.yaml", "; chmod 600 ~/.ray/auth_token\n", "\n", "setup_commands"),
     ("aws.yaml", "chmod 600 ~/.ray/auth_token\n", "chmod 644 ~/.ray/auth_token\n", "setup_commands"),
     ("aws.yaml", "file_mounts:", 'file_mounts:\n  "~/.aws": "~/.aws"', "file_mounts.~/.aws"),
     ("aws.yaml", "RAY_AUTH_MODE=token ray start", "RAY_AUTH_TOKEN=0123abcd RAY_AUTH_MODE=token ray start", "line"),
@@ -110,7 +110,7 @@ MUTATIONS = [
     ("gcp.yaml", "--require-hashes ", "", "setup_commands[1]"),
     ("gcp.yaml", "client==1.7.8", "client", "head_setup_commands[0]"),
     ("gcp.yaml", "--no-deps --require-hashes -r ~/requirements.lock", "ray==2.9.0", "setup_commands[1]"),
-    ("on_premise.yaml", "setup_commands:\n  - chmod", "other_commands:\n  - chmod", "setup_commands"),
+    ("on_premise.yaml", "\nsetup_commands:", "\nother_commands:", "setup_commands"),
     ("aws.yaml", "head_start_ray_commands:", "other_commands:", "head_start_ray_commands"),
     # where results go
     ("aws.yaml", '"-v /mnt/shared:/mnt/shared", ', "", "docker.run_options"),
