@@ -158,6 +158,14 @@ def listing(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
 
 
+def number(text: str | None, otherwise: float) -> float:
+    """Return the number that a flag gives, or another where it gives none, or a shell's variable."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return otherwise
+
+
 def whole(value: Any, otherwise: int = 0) -> int:
     """Return a whole number, also where it is written as text."""
     if isinstance(value, bool):

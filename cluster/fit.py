@@ -156,7 +156,7 @@ def _cloud(file: ClusterFile) -> tuple[list[NodeGroup], int]:
 
 def _amounts(given: Any) -> tuple[float, float]:
     has = mapping(given)
-    return float(has.get("CPU", 0)), float(has.get("GPU", 0))
+    return float(whole(has.get("CPU"))), float(whole(has.get("GPU")))
 
 
 def _hosts(file: ClusterFile) -> tuple[list[NodeGroup], int]:

@@ -29,7 +29,7 @@ def rules(file: ClusterFile, ray: str) -> Iterator[Problem]:
     named = mapping(file.content.get("metadata"))
     if not named.get("name") and not named.get("generateName"):
         yield Problem("metadata.name", "missing; write a name")
-    groups = [each.get("groupName") for each in worker_groups(file).values()]
+    groups = [str(each.get("groupName")) for each in worker_groups(file).values()]
     if not groups:
         yield Problem(f"{file.ray_key}.workerGroupSpecs", "missing, so no trial ever runs; describe a group")
     if len(set(groups)) < len(groups):
@@ -175,6 +175,8 @@ def drivers(head: Mapping[str, Any]) -> int:
 
 
 def _worker_group(file: ClusterFile, key: str, group: Mapping[str, Any]) -> Iterator[Problem]:
+    if not isinstance(group.get("groupName"), str):
+        yield Problem(f"{key}.groupName", f"got {group.get('groupName')!r}; write a name")
     least, most = whole(group.get("minReplicas")), whole(group.get("maxReplicas"))
     if least > most:
         yield Problem(f"{key}.minReplicas", f"got {least}, more than maxReplicas {most}; lower it")
@@ -269,9 +271,11 @@ def _shared(file: ClusterFile) -> Iterator[Problem]:
 
 def _shared_folders(group: Mapping[str, Any]) -> set[str]:
     volumes = [mapping(each) for each in listing(_pod_spec(group).get("volumes"))]
-    shared = {each.get("name") for each in volumes if {"persistentVolumeClaim", "nfs", "csi"} & set(each)}
+    shared = {str(each.get("name")) for each in volumes if {"persistentVolumeClaim", "nfs", "csi"} & set(each)}
     mounts = [mapping(each) for each in listing(_container(group).get("volumeMounts"))]
-    return {str(each.get("mountPath")) for each in mounts if each.get("name") in shared and not each.get("readOnly")}
+    return {
+        str(each.get("mountPath")) for each in mounts if str(each.get("name")) in shared and not each.get("readOnly")
+    }
 
 
 def _job(file: ClusterFile) -> Iterator[Problem]:

@@ -36,7 +36,7 @@ def problems(file: ClusterFile, crds: Mapping[str, Any] | None = None) -> list[P
     crds: KubeRay's schemas by kind, where they are at hand.
     """
     found = [*RULES[file.kind](file, ray_version()), *_secrets(file), *shell.job_flags(file.text)]
-    if file.kind == "kuberay" and (schema := (crds or {}).get(file.content["kind"])):
+    if file.kind == "kuberay" and (schema := (crds or {}).get(str(file.content["kind"]))):
         found += kuberay.schema_problems(file.content, schema)
     found += _placeholders(file.text)
     return sorted(dict.fromkeys(found), key=lambda each: each.note)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cluster.files import commands, flag, mapping
+from cluster.files import commands, flag, mapping, number
 from cluster.problem import Problem
 
 DRIVER = "driver"
@@ -77,7 +77,7 @@ def job_flags(text: str) -> Iterator[Problem]:
         line = " ".join(words)
         if "ray job submit " not in f"{line} ":
             continue
-        if float(flag(words, "--entrypoint-num-gpus") or 0) > 0:
+        if number(flag(words, "--entrypoint-num-gpus"), 0) > 0:
             yield Problem("--entrypoint-num-gpus", "a driver computes nothing and would hold a GPU; write 0")
         if "tune.py" in words and flag(words, "--runs") is None:
             yield Problem("--runs", "not given, so results go with the head; name a folder that all nodes see")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import configuration
 from cluster import shell
-from cluster.files import ClusterFile, commands, flag, whole
+from cluster.files import ClusterFile, commands, flag, number, whole
 from cluster.problem import Problem
 
 LEAST_WARNING_S = 60
@@ -186,7 +186,7 @@ def _symmetric_run(file: ClusterFile, words: list[str]) -> Iterator[Problem]:
 def _predict(file: ClusterFile, words: list[str]) -> Iterator[Problem]:
     workers = whole(flag(words, "--workers"), 1)
     for each, name, has in (("--gpus-per-worker", "GPU", gpus(file)), ("--cpus-per-worker", "CPU", cpus(file))):
-        amount = float(flag(words, each) or (1 if name == "CPU" else 0))
+        amount = number(flag(words, each), 1 if name == "CPU" else 0)
         if workers * amount > has:
             came = f"{workers} workers x {amount:g} {name} = {workers * amount:g}, but a node has {has}"
             yield Problem("--workers", f"{came}; lower --workers or {each}, or ask for more")

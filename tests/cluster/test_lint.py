@@ -356,6 +356,24 @@ def test_a_schema_is_found_in_a_resource_definition(tmp_path: Path) -> None:
     assert list(lint.read_crds([path])) == ["RayCluster"]
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("raycluster.yaml", "groupName: gpu-spot", "groupName: [1]"),
+        ("raycluster.yaml", "limits: {", "limits: [] #"),
+        ("aws.yaml", '{"CPU": 8, "GPU": 1}', '{"CPU": [8], "GPU": {}}'),
+        ("aws.yaml", "node_config:", "node_config: 1\n    other:"),
+        ("on_premise.yaml", "[192.168.1.11, 192.168.1.12, 192.168.1.13, 192.168.1.14]", "{a: 1}"),
+        ("slurm/train.sbatch", "--nodes=4", "--nodes=four"),
+        ("slurm/predict.sbatch", "--gpus-per-worker 1", "--gpus-per-worker one"),
+    ],
+)
+def test_what_is_of_another_kind_is_a_problem_too(tmp_path: Path, name: str, before: str, after: str) -> None:
+    text = (ROOT / "cluster" / name).read_text(encoding="utf-8")
+    assert before in text
+    assert lines(tmp_path / Path(name).name, text.replace(before, after))
+
+
 def test_a_file_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", "nowhere.yaml"]) == 2
     assert capsys.readouterr().err == "python -m cluster: nowhere.yaml: No such file or directory\n"
