@@ -81,10 +81,10 @@ def cpus(file: ClusterFile) -> int:
 
 def _late_options(file: ClusterFile) -> Iterator[Problem]:
     begun = False
-    for number, line in enumerate(file.text.splitlines(), 1):
+    for row, line in enumerate(file.text.splitlines(), 1):
         begun = begun or bool(line.strip() and not line.startswith("#"))
         if begun and line.startswith("#SBATCH"):
-            yield Problem(f"line {number}", f"{line} stands after a command, so Slurm does not read it; move it up")
+            yield Problem(f"line {row}", f"{line} stands after a command, so Slurm does not read it; move it up")
 
 
 def _again(file: ClusterFile) -> Iterator[Problem]:
@@ -163,6 +163,10 @@ def _symmetric_run(file: ClusterFile, words: list[str]) -> Iterator[Problem]:
     for name in NOT_WITH_SYMMETRIC_RUN:
         if flag(own, name) is not None:
             yield Problem("ray symmetric-run", f"{name} is not taken there; leave it out")
+    if "exclusive" not in file.content:
+        yield Problem(
+            "--exclusive", "missing: symmetric-run neither starts beside another Ray nor leaves it alive; add it"
+        )
     if "srun" not in own:
         yield Problem("ray symmetric-run", "runs on the first node only; write srun before it")
     expected = {"--min-nodes": nodes(file), "--num-gpus": gpus(file), "--num-cpus": cpus(file)}

@@ -199,6 +199,8 @@ MUTATIONS = [
     ("slurm/train.sbatch", 'wait "$search"', "true", "wait"),
     ("slurm/train.sbatch", "--open-mode=append", "--open-mode=truncate", "--open-mode"),
     ("slurm/train.sbatch", "--time=24:00:00", "--time=long", "--time"),
+    ("slurm/train.sbatch", "#SBATCH --exclusive\n", "", "--exclusive"),
+    ("slurm/train.sbatch", "#SBATCH --requeue", "set -e\n#SBATCH --requeue", "line"),
     ("slurm/train.sbatch", "--nodes=4", "--nodes=3", "--min-nodes"),
     ("slurm/train.sbatch", "--gpus-per-node=4", "--gpus-per-node=8", "--num-gpus"),
     ("slurm/train.sbatch", "--gpus-per-node=4", "--gres=gpu:a100:2", "--num-gpus"),

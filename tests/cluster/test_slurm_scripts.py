@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "cluster/slurm"
 PROGRAMS = {
     "srun": 'echo "srun $*" >> log; echo $$ > step; exec sleep 60',
     "scancel": 'echo "scancel $*" >> log; kill -TERM "$(cat step)"',
-    "scontrol": 'if [ "$1" = show ]; then echo first; echo second; else echo "scontrol $*" >> log; fi',
+    "scontrol": 'if [ "$1" = show ]; then echo first; sleep 0.1; echo second; else echo "scontrol $*" >> log; fi',
 }
 WAIT_S = 20
 
