@@ -318,7 +318,8 @@ def _starts(file: ClusterFile) -> Iterator[Problem]:
 
 def _token_file(file: ClusterFile) -> Iterator[Problem]:
     mounts = {str(there): str(here) for there, here in mapping(file.content.get("file_mounts")).items()}
-    token = next((there for there in mounts if TOKEN_FILE.search(there)), None)
+    told = {path for _, command in _commands(file) for path in re.findall(r"RAY_AUTH_TOKEN_PATH=(\S+)", command)}
+    token = next((there for there in mounts if (there in told if told else TOKEN_FILE.search(there))), None)
     setup = [command for key, command in _commands(file) if "setup_commands" in key]
     if token is None:
         yield Problem("file_mounts", 'no token for the nodes; add "~/.ray/auth_token": "~/.ray/auth_token"')

@@ -86,6 +86,7 @@ MUTATIONS = [
     ("azure.yaml", "--port=6379", "--port=6379 --dashboard-host 0.0.0.0", "head_start_ray_commands[1]"),
     ("azure.yaml", '  "~/.ray/auth_token": "~/.ray/auth_token"\n', "", "file_mounts"),
     ("aws.yaml", "; chmod 600 ~/.ray/auth_token\n", "\n", "setup_commands"),
+    ("aws.yaml", "RAY_AUTH_MODE=token RAY_e", "RAY_AUTH_TOKEN_PATH=/token RAY_AUTH_MODE=token RAY_e", "file_mounts"),
     ("aws.yaml", "chmod 600 ~/.ray/auth_token\n", "chmod 644 ~/.ray/auth_token\n", "setup_commands"),
     ("aws.yaml", "file_mounts:", 'file_mounts:\n  "~/.aws": "~/.aws"', "file_mounts.~/.aws"),
     ("aws.yaml", "RAY_AUTH_MODE=token ray start", "RAY_AUTH_TOKEN=0123abcd RAY_AUTH_MODE=token ray start", "line"),
@@ -304,6 +305,15 @@ def test_an_unknown_instance_type_is_a_note(tmp_path: Path) -> None:
     assert lines(path, text) == []
     notes = [each.text for each in lint.problems(files.read(path)) if "g9q" in each.text]
     assert notes == ["g9q.2xlarge is not in our table, so its CPUs and GPUs were not compared"] * 2
+
+
+def test_a_token_may_lie_elsewhere(tmp_path: Path) -> None:
+    text = (ROOT / "cluster/aws.yaml").read_text(encoding="utf-8")
+    text = text.replace('"~/.ray/auth_token":', '"~/token":').replace(
+        "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH=~/token RAY_AUTH_MODE"
+    )
+    text = text.replace("chmod 600 ~/.ray/auth_token\n", "chmod 600 ~/token\n")
+    assert lines(tmp_path / "aws.yaml", text) == []
 
 
 def test_spot_and_its_fallback_differ_in_size(tmp_path: Path) -> None:
