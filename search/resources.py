@@ -68,24 +68,24 @@ def slots(resources: Resources, room: Room) -> int:
     Raises:
         SpecError: if not even one fits, or more are asked for than ever fit, with the arithmetic.
     """
-    places = sum(_places(resources, node) for node in room.nodes or ((room.cpus, room.gpus),))
+    held = sum(places(resources, node) for node in room.nodes or ((room.cpus, room.gpus),))
     wanted = 1 if resources.slots == "auto" else resources.slots
-    if places < wanted * resources.workers and not room.grows:
-        raise SpecError(_does_not_fit(resources, wanted, (room.cpus, room.gpus), room.where, places))
+    if held < wanted * resources.workers and not room.grows:
+        raise SpecError(_does_not_fit(resources, wanted, (room.cpus, room.gpus), room.where, held))
     if room.most is not None:
-        places = max(places, _places(resources, room.most))
-        if places < wanted * resources.workers:
+        held = max(held, places(resources, room.most))
+        if held < wanted * resources.workers:
             where = f"{room.where.removesuffix(' at present')} at its largest"
-            raise SpecError(_does_not_fit(resources, wanted, room.most, where, places))
-    return max(1, places // resources.workers) if resources.slots == "auto" else wanted
+            raise SpecError(_does_not_fit(resources, wanted, room.most, where, held))
+    return max(1, held // resources.workers) if resources.slots == "auto" else wanted
 
 
-def _places(resources: Resources, free: tuple[float, float]) -> int:
+def places(resources: Resources, free: tuple[float, float]) -> int:
     """Return how many workers find room in so many CPUs and GPUs."""
-    places = math.floor(free[0] / resources.cpus_per_worker + 1e-9)
+    held = math.floor(free[0] / resources.cpus_per_worker + 1e-9)
     if gpus := worker(resources)["GPU"]:
-        places = min(places, math.floor(free[1] / gpus + 1e-9))
-    return places
+        held = min(held, math.floor(free[1] / gpus + 1e-9))
+    return held
 
 
 def _does_not_fit(resources: Resources, wanted: int, has: tuple[float, float], where: str, places: int) -> str:

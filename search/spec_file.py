@@ -111,7 +111,7 @@ def _read(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MIB:
         raise SpecError(f"{path.name}: larger than 1 MiB; a search space is a page of YAML")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{path.name}: not YAML: {error}") from error
     except RecursionError as error:
@@ -121,7 +121,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """Safe YAML that refuses what hides mistakes: a key written twice, and aliases (they can blow up)."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:

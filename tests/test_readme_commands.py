@@ -40,6 +40,8 @@ SHORTER = {
     "python -m workloads export pairs CHECKPOINT --int8": " --out {runs}/export",
     "python -m search predict pairs CHECKPOINT IMAGES --workers 2": " --out {runs}/sharded",
     "python -m workloads filters pairs CHECKPOINT --set prune.default=0.3": " --out {runs}/filters",
+    "python -m cluster lint cluster/aws.yaml": "",
+    "python -m cluster fit unet3plus.yaml cluster/aws.yaml": "",
     "python -m workloads inspect pairs": " --out {runs}/inspect",
     "python -m workloads inspect pairs --set data.root=mine --set data.classes=2": " --out {runs}/inspect-mine",
     "python tune.py --space nuclei.yaml --dry-run": " --runs {runs}/dry",
