@@ -1,4 +1,4 @@
-"""YAML that runs code, swells, or takes for ever: refused by every reader, nothing run, in no time and little memory."""
+"""YAML that runs code, swells, or takes for ever: refused by every reader at once, and nothing is run."""
 
 from __future__ import annotations
 

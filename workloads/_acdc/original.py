@@ -21,7 +21,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-
 import configuration
 from configuration import ConfigError, YamlError, YamlLoader
 from segmentation.pruning import PlanError, Prune, blocks
