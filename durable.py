@@ -126,7 +126,7 @@ def _is_as_told(path: Path | None, facts: Mapping[str, Any]) -> bool:
     # A pipe or a device would be read for ever.
     if path is None or not path.is_file():
         return False
-    return path.stat().st_size == facts["size"] and _sha256(path) == facts["sha256"]
+    return bool(path.stat().st_size == facts["size"] and _sha256(path) == facts["sha256"])
 
 
 def _temporary(path: Path, content: str | bytes) -> Path:
