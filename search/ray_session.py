@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from search import ray_token
+from search.errors import StudyError
 from search.resources import Room
 
 
@@ -85,8 +87,32 @@ def _connect() -> None:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with _own_signals():
-        ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True, **options)
+    given = os.environ.get("RAY_ADDRESS", "auto")
+    try:
+        if not ray.is_initialized():
+            ray_token.refuse_open(_address())
+        with _own_signals():
+            ray.init(given, ignore_reinit_error=True, **options)
+    except ray.exceptions.AuthenticationError as error:
+        raise StudyError(
+            f"RAY_ADDRESS={given}: the cluster wants its token and got none or another; put it into ~/.ray/auth_token, "
+            "RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH names"
+        ) from error
+    except ConnectionError as error:
+        raise StudyError(
+            f"RAY_ADDRESS={given}: no cluster answers there ({error}); name its HOST:PORT, or leave RAY_ADDRESS out "
+            "to search on this machine"
+        ) from error
+
+
+def _address() -> str:
+    """Return HOST:PORT of the cluster that the environment names, `auto` looked up."""
+    given = os.environ.get("RAY_ADDRESS", "auto")
+    if given != "auto":
+        return given
+    from ray._private import services
+
+    return services.canonicalize_bootstrap_address_or_die(given)
 
 
 @contextlib.contextmanager

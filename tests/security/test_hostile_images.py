@@ -42,7 +42,7 @@ def png(width: int, height: int, bits: int = 8, colour: int = 0, data: bytes = b
 
 
 def tiff(width: int, height: int, pages: int = 1, circle: bool = False) -> bytes:
-    """Return a grey TIFF, deflated, whose pages all have these sides; in a circle, the last is followed by the first."""
+    """Return a grey TIFF, deflated, whose pages all have these sides; in a circle, the first follows the last."""
     data = swollen(400_000)
     first, length = 8 + len(data), 2 + 12 * 9 + 4
     fields = (
