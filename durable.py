@@ -111,7 +111,7 @@ def below(folder: Path, name: object, *, links: bool = False) -> Path | None:
 
     links: whether what lies on the way may be a symbolic link; the folder itself always may.
     """
-    if not isinstance(name, str) or not name or not name.isprintable():
+    if not isinstance(name, str) or any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
         return None
     pure = PurePosixPath(name)
     foreign = "\\" in name or PureWindowsPath(name).drive

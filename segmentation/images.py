@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 # Pillow's other readers are old, rarely looked at, or start a program, as that of PostScript does.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-ROWS = 1024
+ROWS = 128
 # Bytes that a pixel takes while it is read: as Pillow holds it and as an array.
 PIXEL_BYTES = {"1": 2, "L": 2, "I;16": 4, "I;16B": 4}
 MOST_PIXEL_BYTES, DEEP_PIXEL_BYTES = 8, 16

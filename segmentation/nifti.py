@@ -129,8 +129,11 @@ def _check_start(path: Path, stream: IO[bytes]) -> None:
     (first,) = (
         struct.unpack_from(f"{order}f", start, 108) if size == 348 else struct.unpack_from(f"{order}q", start, 168)
     )
-    if not size <= first <= HEAD_BYTES:
-        raise DataError(f"{path}: its values begin at byte {first:g}; expected {size} to {HEAD_BYTES}; save it again")
+    # 0 stands for the first byte that may be one, where no notes are before it.
+    if not (size + 4 <= first <= HEAD_BYTES or (first == 0 and not start[size])):
+        raise DataError(
+            f"{path}: its values begin at byte {first:g}; expected {size + 4} to {HEAD_BYTES}; save it again"
+        )
     notes = start + stream.read(int(first) - len(start)) if first > len(start) else start
     place = size + 4
     while notes[size] and place + 16 <= first:

@@ -223,6 +223,11 @@ CASES: dict[str, tuple[str, Read, Callable[[], bytes]]] = {
     "volume after a long start": ("a.nii.gz", nifti.head, lambda: zeros_after(volume(first=1e9), 2**29)),
     "volume with a long note": ("a.nii.gz", nifti.head, lambda: zeros_after(noted(2**30), 2**29)),
     "volume with a note without end": ("a.nii.gz", nifti.head, lambda: zeros_after(noted(0), 2**29)),
+    "volume with a note and no start": (
+        "a.nii.gz",
+        nifti.head,
+        lambda: zeros_after(volume(first=0, notes=b"\1\0\0\0"), 2**29),
+    ),
     "volume of two files": ("a.nii.gz", nifti.head, lambda: zeros_after(volume(magic=b"ni1\0"), 2**29)),
     "volume larger than its file": ("a.nii", nifti.read, lambda: volume((2000, 2000, 2000))),
     "volume cut short": ("a.nii.gz", nifti.read, lambda: gzip.compress(volume())[:-30]),
@@ -256,6 +261,20 @@ def test_an_array_that_is_mostly_a_hole_is_refused(tmp_path: Path, within: Withi
     os.truncate(path, path.stat().st_size + 2**34)
     with within(seconds=1, megabytes=300), pytest.raises(DataError, match="16,384 MiB to read"):
         read_image(path)
+
+
+def test_what_is_just_small_enough_takes_no_more_than_it_may(tmp_path: Path, within: Within) -> None:
+    side = 11_500
+    path = saved(tmp_path / "a.png", png(side, side, data=swollen((side + 1) * side)))
+    with within(seconds=3, megabytes=300):
+        assert read_image(path).shape == (side, side)
+
+
+def test_a_volume_may_begin_where_its_head_does_not_say(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.nii.gz", gzip.compress(volume(first=0)))
+    assert nifti.read(path)[0].shape == (8, 8, 8)
+    path = saved(tmp_path / "b.nii", volume(first=352 + 32, notes=b"\1\0\0\0" + struct.pack("<ii", 32, 6) + bytes(24)))
+    assert nifti.read(path)[0].shape == (8, 8, 8)
 
 
 def test_the_limit_is_the_person_s_to_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
