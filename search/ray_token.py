@@ -79,7 +79,8 @@ def refuse_open(address: str) -> None:
     Raises:
         StudyError: saying what to do.
     """
-    if os.environ.get(OPEN_VARIABLE) == "1" or is_loopback(address) or answer(address) != "open":
+    host = address.rpartition(":")[0].strip("[]")
+    if os.environ.get(OPEN_VARIABLE) == "1" or is_loopback(host) or answer(address) != "open":
         return
     raise StudyError(
         f"RAY_ADDRESS={address}: this cluster asks nobody for a token, so that whoever reaches it can run any code; "
@@ -88,9 +89,8 @@ def refuse_open(address: str) -> None:
     )
 
 
-def is_loopback(address: str) -> bool:
-    """Return whether a HOST:PORT is this machine's own, which no other can reach."""
-    host = address.rpartition(":")[0].strip("[]")
+def is_loopback(host: str) -> bool:
+    """Return whether an address is this machine's own, which no other can reach."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
