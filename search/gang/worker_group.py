@@ -140,8 +140,9 @@ def join(rank: int, world: int, address: str, port: int, kind: str) -> None:
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     options: dict[str, Any] = {"timeout": timedelta(seconds=JOIN_S)}
-    store = config.dist.TCPStore(address, port, world, rank == 0, **options, **_own_socket(address, port, rank))
-    config.dist.init_process_group(kind, store=store, rank=rank, world_size=world, **options)
+    distributed: Any = config.dist  # type: ignore[attr-defined]
+    store = distributed.TCPStore(address, port, world, rank == 0, **options, **_own_socket(address, port, rank))
+    distributed.init_process_group(kind, store=store, rank=rank, world_size=world, **options)
 
 
 def _own_socket(address: str, port: int, rank: int) -> dict[str, int]:
