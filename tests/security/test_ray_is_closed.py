@@ -49,7 +49,7 @@ def beyond_loopback(found: set[Listener]) -> set[Listener]:
 def test_nothing_of_a_ray_of_our_own_listens_beyond_loopback() -> None:
     import ray
 
-    worker = ray.remote(os.getpid).remote()
+    worker = ray.remote(lambda: os.getpid()).remote()
     assert ray.get(worker) != os.getpid()
     found = listening(psutil.Process())
     assert {"gcs_server", "raylet"} <= {name for name, _, _ in found}
@@ -73,7 +73,8 @@ def test_nothing_of_a_search_listens_beyond_loopback_gangs_included(tmp_path: Pa
                     seen |= listening(watched)
                 time.sleep(0.2)
         finally:
-            run.kill() if run.poll() is None else None
+            if run.poll() is None:
+                run.kill()
         assert run.returncode == 0, run.stderr.read().decode() if run.stderr else ""
     assert {"gcs_server", "raylet"} <= {name for name, _, _ in seen}
     assert beyond_loopback(seen) == set()
@@ -133,15 +134,16 @@ def head(mode: str) -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def status(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> int:
-    request = urllib.request.Request(
-        url, headers=dict(headers or {}), method=method, data=b"{}" * (method == "POST") or None
-    )
+def ask(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> tuple[int, str]:
+    """Return status and text of an answer."""
+    content = b"{}" if method == "POST" else None
+    request = urllib.request.Request(url, headers=dict(headers or {}), method=method, data=content)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
-            return int(answer.status)
+            return int(answer.status), answer.read().decode()
     except urllib.error.HTTPError as error:
-        return error.code
+        with error:
+            return error.code, error.read().decode()
 
 
 def _wait_until_up(made: Head, log: Path) -> None:
@@ -150,7 +152,7 @@ def _wait_until_up(made: Head, log: Path) -> None:
         if not made.process.is_running() or made.process.status() == psutil.STATUS_ZOMBIE:
             break
         with contextlib.suppress(OSError):
-            if status(made.dashboard, {"Authorization": f"Bearer {made.token}"}) == 200:
+            if ask(made.dashboard, {"Authorization": f"Bearer {made.token}"})[0] == 200:
                 return
         time.sleep(0.5)
     raise AssertionError(f"ray did not come up: {log.read_text()[-2000:]}")
@@ -179,11 +181,11 @@ def guarded() -> Iterator[Head]:
 @pytest.mark.timeout(180)
 def test_jobs_are_told_only_to_who_shows_the_token(guarded: Head) -> None:
     right = {"Authorization": f"Bearer {guarded.token}"}
-    assert status(guarded.dashboard) == 401
-    assert status(guarded.dashboard, {"Authorization": f"Bearer {secrets.token_hex(32)}"}) == 403
-    assert status(guarded.dashboard, right) == 200
+    assert ask(guarded.dashboard)[0] == 401
+    assert ask(guarded.dashboard, {"Authorization": f"Bearer {secrets.token_hex(32)}"})[0] == 403
+    assert ask(guarded.dashboard, right)[0] == 200
     browser = {"User-Agent": "Mozilla/5.0", "Origin": "http://example.org"}
-    assert status(guarded.dashboard, {**right, **browser}, "POST") == 405
+    assert ask(guarded.dashboard, {**right, **browser}, "POST")[0] == 405
 
 
 @pytest.mark.slow
@@ -199,7 +201,8 @@ def test_a_cluster_on_loopback_listens_there_only(guarded: Head) -> None:
 @pytest.mark.parametrize("how", ["none", "wrong", "right", "right, in a file"])
 def test_a_search_joins_only_with_the_token(guarded: Head, tmp_path: Path, how: str) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment |= {"RAY_ADDRESS": guarded.address, "HOME": str(tmp_path)}
+    canary = f"canary{secrets.token_hex(16)}"
+    environment |= {"RAY_ADDRESS": guarded.address, "HOME": str(tmp_path), "AWS_SECRET_ACCESS_KEY": canary}
     if how in ("wrong", "right"):
         environment["RAY_AUTH_TOKEN"] = guarded.token if how == "right" else secrets.token_hex(32)
     file = tmp_path / ".ray" / "auth_token"
@@ -214,6 +217,10 @@ def test_a_search_joins_only_with_the_token(guarded: Head, tmp_path: Path, how: 
     if not how.startswith("right"):
         assert "the cluster wants its token and got none or another" in done.stderr
         assert "Traceback" not in done.stderr
+    else:
+        code, jobs = ask(guarded.dashboard, {"Authorization": f"Bearer {guarded.token}"})
+        assert code == 200 and "DRIVER" in jobs, "the search was one of the cluster's jobs"
+        assert canary not in jobs
     if file.exists():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
