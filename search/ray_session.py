@@ -93,16 +93,15 @@ def _connect() -> None:
             ray_token.refuse_open(_address())
         with _own_signals():
             ray.init(given, ignore_reinit_error=True, **options)
-    except ray.exceptions.AuthenticationError as error:
-        raise StudyError(
-            f"RAY_ADDRESS={given}: the cluster wants its token and got none or another; put it into ~/.ray/auth_token, "
-            "RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH names"
-        ) from error
-    except ConnectionError as error:
-        raise StudyError(
-            f"RAY_ADDRESS={given}: no cluster answers there ({error}); name its HOST:PORT, or leave RAY_ADDRESS out "
-            "to search on this machine"
-        ) from error
+    except (ray.exceptions.AuthenticationError, ConnectionError) as error:
+        # Ray takes a refusal for a cluster that is not there.
+        refused = isinstance(error, ray.exceptions.AuthenticationError) or ray_token.answer(given) == "guarded"
+        if refused:
+            problem = "the cluster wants its token and got none or another; put it into ~/.ray/auth_token, "
+            problem += "RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH names"
+        else:
+            problem = f"no cluster answers there ({error}); name its HOST:PORT, or leave RAY_ADDRESS out to search here"
+        raise StudyError(f"RAY_ADDRESS={given}: {problem}") from error
 
 
 def _address() -> str:

@@ -66,6 +66,7 @@ def test_a_cluster_that_lets_nobody_in_says_what_to_do(
         raise error
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr(ray_token, "answer", lambda address: "none")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refused)
     with pytest.raises(StudyError, match=rf"^RAY_ADDRESS=127\.0\.0\.1:6379: .*{message}"):

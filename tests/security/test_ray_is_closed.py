@@ -190,14 +190,6 @@ def test_jobs_are_told_only_to_who_shows_the_token(guarded: Head) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_a_cluster_on_loopback_listens_there_only(guarded: Head) -> None:
-    found = listening(guarded.process)
-    assert {"gcs_server", "raylet"} <= {name for name, _, _ in found}
-    assert beyond_loopback(found) == set()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("how", ["none", "wrong", "right", "right, in a file"])
 def test_a_search_joins_only_with_the_token(guarded: Head, tmp_path: Path, how: str) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
