@@ -34,9 +34,8 @@ def short() -> Iterator[Path]:
     [
         (),
         ("fixed.fail=error", "fixed.fail_epoch=3", "resources.max_attempts=1"),
-        ("resources.workers=2", "resources.slots=1"),
     ],
-    ids=["trials", "trials that fail", "gangs"],
+    ids=["trials", "trials that fail"],
 )
 def test_a_secret_of_the_environment_is_left_nowhere(tmp_path: Path, short: Path, changes: tuple[str, ...]) -> None:
     canary = f"canary{secrets.token_hex(16)}"

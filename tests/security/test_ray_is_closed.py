@@ -58,10 +58,10 @@ def test_nothing_of_a_ray_of_our_own_listens_beyond_loopback() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_nothing_of_a_search_listens_beyond_loopback_gangs_included(tmp_path: Path) -> None:
+def test_nothing_of_a_search_that_a_person_starts_listens_beyond_loopback(tmp_path: Path) -> None:
     """As a person starts it: without the settings that the tests make."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    changes = ["fixed.epoch_s=0.2", "search.trials=4", "resources.workers=2", "resources.slots=1"]
+    changes = ["fixed.epoch_s=0.2", "search.trials=4"]
     settings = [word for change in changes for word in ("--set", change)]
     command = [sys.executable, "tune.py", "--space", "toy.yaml", "--runs", str(tmp_path), *settings]
     seen: set[Listener] = set()
