@@ -4,6 +4,8 @@ A workload's `Config` is a frozen dataclass whose fields may be frozen dataclass
 its leaves with dots (`loss.dice: 0.5`); this module is the one place where such text becomes typed values.
 The string under a field is its help text, here and in every schema made from the class.
 
+YAML from anywhere, a file or a command line, is read here and nowhere else: see `parse_yaml`.
+
 A field whose name is a word of Python has an underscore behind it that no key has. A field of an inner dataclass that
 is a mapping is open: it takes all that stands there under no other name, so that `prune.encoders.1: 0.3` is one of
 `prune.blocks`.
@@ -21,9 +23,10 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 import yaml
@@ -38,6 +41,9 @@ number is the same. network.recompute: computed the decoder of a UNet 3+ again t
 all of any network.
 """
 
+YAML_BYTES, YAML_DEPTH, YAML_VALUES, YAML_NUMBER = 2**20, 50, 20_000, 1000
+"""What a configuration may have at most: bytes, levels, values, and characters of a number."""
+
 
 class ConfigError(ValueError):
     """A value that a configuration refuses: which key, what came, what to write instead."""
@@ -46,6 +52,86 @@ class ConfigError(ValueError):
         super().__init__(f"{key}: {problem}" if key else problem)
         self.key = key
         self.problem = problem
+
+
+class YamlError(ValueError):
+    """Text that is no YAML, or that hides or swells what it says: what is wrong, and what to write."""
+
+
+class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Plain data only, and no key that stands twice; made for `parse_yaml`, which checks what this one does not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice, or that is no plain value."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.YAMLError(f"{key_node.start_mark}: a key is {type(key).__name__}; expected text")
+            if key in seen:
+                raise yaml.YAMLError(f"{key_node.start_mark}: key {key!r} stands twice")
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def read_yaml(path: Path, loader: type[YamlLoader] = YamlLoader) -> Any:
+    """Return the plain data in a YAML file, of which no more is read than may be.
+
+    Raises:
+        YamlError: as `parse_yaml`.
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return parse_yaml(stream.read(YAML_BYTES + 1), loader)
+
+
+def parse_yaml(content: str | bytes, loader: type[YamlLoader] = YamlLoader) -> Any:
+    """Return the plain data that a YAML text says; raises as `parse_documents`."""
+    documents = parse_documents(content, loader)
+    if len(documents) > 1:
+        raise YamlError(f"{len(documents)} documents; expected one, so remove the lines ---")
+    return documents[0] if documents else None
+
+
+def parse_documents(content: str | bytes, loader: type[YamlLoader] = YamlLoader) -> list[Any]:
+    """Return the plain data of each document; nothing in them is run, and their size bounds what they become.
+
+    Raises:
+        YamlError: for what is no YAML or has a tag of its own, is too large or too deep, says a key twice, or has
+            aliases, of which a few lines can mean gigabytes.
+    """
+    if len(content) > YAML_BYTES:
+        raise YamlError("larger than 1 MiB; expected some pages of YAML")
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8")
+        _check_events(text, loader)
+        return list(yaml.load_all(text, Loader=loader))
+    except YamlError:
+        raise
+    # What a constructor raises for !!timestamp x, !!bool x or a date of month 13 is none of YAML's own errors.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise YamlError(f"not YAML: {error}") from error
+
+
+def _check_events(text: str, loader: type[YamlLoader]) -> None:
+    """Read a text once without making anything of it, up to the first thing that nobody has to write."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, Loader=loader)):
+        if isinstance(event, yaml.AliasEvent):
+            raise YamlError(f"{event.start_mark}: aliases are not supported; write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > YAML_DEPTH:
+            raise YamlError(f"nested too deeply, more than {YAML_DEPTH} levels; a configuration has a few")
+        if count > YAML_VALUES:
+            raise YamlError(f"more than {YAML_VALUES:,} values; a configuration has some dozens")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > YAML_NUMBER and _numeric(event):
+            raise YamlError(f"{event.start_mark}: a number of {len(event.value):,} characters; quote it if it is text")
+
+
+def _numeric(event: yaml.ScalarEvent) -> bool:
+    """Return whether a scalar may become a number, which takes time that grows with the square of its length."""
+    return event.tag is not None or (bool(event.implicit[0]) and event.value[0] in "+-.0123456789")
 
 
 @dataclass(frozen=True)
@@ -151,9 +237,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not sign or not key.strip():
         raise ConfigError(text, "expected key=value")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(key, f"cannot read {value!r} as YAML; quote it") from error
+        parsed = parse_yaml(value)
+    except YamlError as error:
+        shown = value if len(value) <= 80 else f"{value[:77]}..."
+        raise ConfigError(key, f"cannot read {shown!r} as YAML; quote it") from error
     if isinstance(parsed, str) and _number_as_text(parsed):
         parsed = float(parsed)
     return key.strip(), parsed

@@ -8,7 +8,7 @@ import math
 import os
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 MANIFEST = "manifest.json"
@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}); delete it and run the same command to make it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got {type(content).__name__}; expected an object")
@@ -92,16 +92,41 @@ def seal_of(folder: Path) -> str | None:
 
 
 def sealed(folder: Path) -> str | None:
-    """Return the folder's sha256 if every file is as its manifest says, else None."""
+    """Return the folder's sha256 if every file is as its manifest says, else None.
+
+    A manifest that names anything but plain files of the folder, as one that somebody else wrote may, vouches for none.
+    """
     try:
-        text = (folder / MANIFEST).read_text()
-        whole = all(
-            (folder / name).stat().st_size == facts["size"] and _sha256(folder / name) == facts["sha256"]
-            for name, facts in json.loads(text).items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        whole = all(_is_as_told(below(folder, name), facts) for name, facts in json.loads(text).items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return hashlib.sha256(text.encode()).hexdigest() if whole else None
+
+
+def below(folder: Path, name: object, *, links: bool = False) -> Path | None:
+    """Return the path of a name that was read from a file, or None if it leads out of the folder on any system.
+
+    It has one spelling, so that no check is passed by another: `a/b`, never `./a/b`, `a//b`, `a/../a/b` or `a\\b`.
+
+    links: whether what lies on the way may be a symbolic link; the folder itself always may.
+    """
+    if not isinstance(name, str) or any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        return None
+    pure = PurePosixPath(name)
+    foreign = "\\" in name or PureWindowsPath(name).drive
+    if foreign or pure.is_absolute() or not pure.parts or ".." in pure.parts or str(pure) != name:
+        return None
+    path = folder / name
+    steps = [path, *path.parents[: len(pure.parts) - 1]]
+    return path if links or not any(step.is_symlink() for step in steps) else None
+
+
+def _is_as_told(path: Path | None, facts: Mapping[str, Any]) -> bool:
+    # A pipe or a device would be read for ever.
+    if path is None or not path.is_file():
+        return False
+    return bool(path.stat().st_size == facts["size"] and _sha256(path) == facts["sha256"])
 
 
 def _temporary(path: Path, content: str | bytes) -> Path:

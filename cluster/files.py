@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+import configuration
 from search.errors import BadInput
-from search.spec_file import MIB, Loader
 
 Kind = Literal["cloud", "hosts", "kuberay", "slurm"]
 RAY_KINDS = ("RayCluster", "RayJob")
@@ -68,7 +66,7 @@ def read(path: Path) -> ClusterFile:
     Raises:
         BadInput: if it is none of the kinds.
     """
-    if path.stat().st_size > MIB:
+    if path.stat().st_size > configuration.YAML_BYTES:
         raise BadInput(f"{path}: larger than 1 MiB; a cluster file is a page")
     try:
         text = path.read_text(encoding="utf-8")
@@ -91,11 +89,9 @@ def read(path: Path) -> ClusterFile:
 
 def _documents(path: Path, text: str) -> list[dict[str, Any]]:
     try:
-        found = [each for each in yaml.load_all(text, Loader=Loader) if each is not None]
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not YAML: {error}") from error
-    except RecursionError as error:
-        raise BadInput(f"{path}: nested too deeply; a cluster file has some levels") from error
+        found = [each for each in configuration.parse_documents(text) if each is not None]
+    except configuration.YamlError as error:
+        raise BadInput(f"{path}: {error}") from error
     if not all(isinstance(each, dict) for each in found):
         raise BadInput(f"{path}: expected keys and values; got {type(found[0]).__name__}")
     return found

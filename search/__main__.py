@@ -55,10 +55,18 @@ def predict(given: argparse.Namespace) -> None:
         print(path)
 
 
+def token(given: argparse.Namespace) -> None:
+    """Make the token that keeps others out of a cluster, where there is none, and print the path of its file."""
+    from search import ray_token
+
+    print(ray_token.make(os.environ))
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m search", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_predict(commands)
+    commands.add_parser("token", help=token.__doc__, description=token.__doc__).set_defaults(run=token)
     return parser.parse_args(arguments)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from search import ray_token
+from search.errors import StudyError
 from search.resources import Room
 
 
@@ -97,8 +99,31 @@ def _connect() -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not submitted():  # a job brings its own code to every machine; else all of them see this one's folders
         options["runtime_env"] = runtime_env()
-    with _own_signals():
-        ray.init(os.environ.get("RAY_ADDRESS", "auto"), ignore_reinit_error=True, **options)
+    given = os.environ.get("RAY_ADDRESS", "auto")
+    try:
+        if not ray.is_initialized():
+            ray_token.refuse_open(_address())
+        with _own_signals():
+            ray.init(given, ignore_reinit_error=True, **options)
+    except (ray.exceptions.AuthenticationError, ConnectionError) as error:
+        # Ray takes a refusal for a cluster that is not there.
+        refused = isinstance(error, ray.exceptions.AuthenticationError) or ray_token.answer(given) == "guarded"
+        if refused:
+            problem = "the cluster wants its token and got none or another; put it into ~/.ray/auth_token, "
+            problem += "RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH names"
+        else:
+            problem = f"no cluster answers there ({error}); name its HOST:PORT, or leave RAY_ADDRESS out to search here"
+        raise StudyError(f"RAY_ADDRESS={given}: {problem}") from error
+
+
+def _address() -> str:
+    """Return HOST:PORT of the cluster that the environment names, `auto` looked up."""
+    given = os.environ.get("RAY_ADDRESS", "auto")
+    if given != "auto":
+        return given
+    from ray._private import services
+
+    return services.canonicalize_bootstrap_address_or_die(given)
 
 
 @contextlib.contextmanager

@@ -306,12 +306,19 @@ def _examples(paths: StudyPaths, rows: Sequence[Row]) -> list[dict[str, Any]]:
         folder = paths.evaluation(row.name)
         names = [name for name in row.evaluation.get("figures", ()) if str(name).lower().endswith(".png")]
         for name in names[:FIGURES_PER_TRIAL]:
-            path = folder / name
-            usable = path.is_file() and path.stat().st_size <= FIGURE_BYTES
-            source = base64.b64encode(path.read_bytes()).decode() if usable else ""
-            left_out = "" if usable else f"{path.name} is {'too large to embed' if path.is_file() else 'missing'}"
+            source, problem = _embedded(durable.below(folder, name))
+            left_out = problem and f"{name} is {problem}"
             examples.append({"trial": row.name, "name": name, "source": source, "left_out": left_out})
     return examples
+
+
+def _embedded(path: Path | None) -> tuple[str, str]:
+    """Return a picture as text, or what keeps it from being shown."""
+    if path is None or not path.is_file():
+        return "", "missing"
+    if path.stat().st_size > FIGURE_BYTES:
+        return "", "too large to embed"
+    return base64.b64encode(path.read_bytes()).decode(), ""
 
 
 def _compared(spec: SearchSpec, lines: Sequence[Line]) -> dict[str, Any]:
@@ -339,7 +346,7 @@ def _scan(paths: StudyPaths) -> dict[str, Any]:
     if not paths.scan.is_file():
         return {}
     found = durable.read_json(paths.scan)
-    pictures = [paths.scan.parent / name for name in found.get("figures", ())]
+    pictures = [durable.below(paths.scan.parent, name) for name in found.get("figures", ())]
     rows = found["rows"]
     return {
         "metric": found["metric"],
@@ -347,7 +354,7 @@ def _scan(paths: StudyPaths) -> dict[str, Any]:
         "headings": list(rows[0]) if rows else [],
         "rows": [[_figure(value) for value in row.values()] for row in rows],
         "points": [", ".join(f"{name} {show(value)}" for name, value in point.items()) for point in found["points"]],
-        "pictures": [base64.b64encode(path.read_bytes()).decode() for path in pictures if path.is_file()],
+        "pictures": [base64.b64encode(path.read_bytes()).decode() for path in pictures if path and path.is_file()],
     }
 
 

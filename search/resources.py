@@ -37,13 +37,21 @@ def resolved(spec: SearchSpec, room: Room) -> SearchSpec:
 
 
 def notes(spec: SearchSpec, room: Room) -> list[str]:
-    """Return what to mind about the GPUs of a spec as it was written."""
-    if spec.resources.gpus_per_worker != "auto" or room.gpus or room.most is not None or not room.grows:
+    """Return what to mind about a spec as it was written, on a cluster that does not say what may come."""
+    if room.most is not None or not room.grows:
         return []
-    return [
-        f"resources.gpus_per_worker: auto is none, since {room.where} has no GPU and does not say what may come; "
-        "write 1 to ask for them"
-    ]
+    found = []
+    if spec.resources.slots == "auto":
+        found.append(
+            f"resources.slots: auto is what {room.where} has room for, and it does not say what may come; "
+            "write how many (`python -m cluster fit SPACE FILE` tells) to have it grow"
+        )
+    if spec.resources.gpus_per_worker == "auto" and not room.gpus:
+        found.append(
+            f"resources.gpus_per_worker: auto is none, since {room.where} has no GPU and does not say what may come; "
+            "write 1 to ask for them"
+        )
+    return found
 
 
 def worker(resources: Resources) -> dict[str, float]:

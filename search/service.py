@@ -207,8 +207,8 @@ def _write_models(paths: StudyPaths, rows: Sequence[leaderboard.Row]) -> None:
     """Copy each evaluated checkpoint to a folder that `predict` can use, the best promoted one also as `best`."""
     for row in rows:
         target = paths.model(row.name)
-        source = paths.folder / row.checkpoint
-        if row.checkpoint and source.is_dir() and durable.seal_of(target) != row.checkpoint_sha256:
+        source = durable.below(paths.folder, row.checkpoint, links=True)
+        if source is not None and source.is_dir() and durable.seal_of(target) != row.checkpoint_sha256:
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target)
     best = next((row.name for row in rows if "promoted" in row.role), None)

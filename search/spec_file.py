@@ -7,10 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 import configuration
-from configuration import ConfigError
+from configuration import ConfigError, YamlError
 from search import samplers, space, workload
 from search.errors import SpecError
 from search.spec import (
@@ -52,7 +50,6 @@ MINIMA = {
     "promotion.seeds": 1,
     "evaluation.keep_checkpoints": 1,
 }
-MIB = 2**20
 
 
 def load(space_name: str, assignments: Iterable[str] = (), folder: Path = FOLDER) -> SearchSpec:
@@ -108,36 +105,13 @@ def _find(name: str, folder: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MIB:
-        raise SpecError(f"{path.name}: larger than 1 MiB; a search space is a page of YAML")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path.name}: not YAML: {error}") from error
-    except RecursionError as error:
-        raise SpecError(f"{path.name}: nested too deeply; a search space has a few levels") from error
+        content = configuration.read_yaml(path)
+    except YamlError as error:
+        raise SpecError(f"{path.name}: {error}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path.name}: expected keys {', '.join(KEYS)}; got {type(content).__name__}")
     return content
-
-
-class Loader(yaml.SafeLoader):
-    """Safe YAML that refuses what hides mistakes: a key written twice, and aliases (they can blow up)."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse aliases."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not supported; write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that stands twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"{node.start_mark}: key {twice!r} stands twice")
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
 
 
 def _override(content: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 import configuration
+import durable
 from configuration import ConfigError
 from search import rules, samplers, space, workload
 from search.errors import StudyError
@@ -300,8 +301,9 @@ class Study:
         )
 
     def _checkpoint(self, attributes: Mapping[str, Any]) -> str | None:
-        path: str | None = attributes.get("checkpoint")
-        return path if path and (self.paths.folder / path).is_dir() else None
+        name: str | None = attributes.get("checkpoint")
+        path = durable.below(self.paths.folder, name, links=True)
+        return name if path is not None and path.is_dir() else None
 
     def _epochs(self, trial: FrozenTrial) -> dict[int, tuple[float, ...]]:
         if len(self.spec.objectives) == 1:

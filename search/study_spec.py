@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 import durable
-from configuration import flatten, without_retired
+from configuration import YamlError, flatten, read_yaml, without_retired
 from search.errors import StudyError
 from search.record import StudyPaths
 from search.spec import Parent, SearchSpec
@@ -53,7 +53,7 @@ def write(paths: StudyPaths, spec: SearchSpec, config: Mapping[str, Any], manife
     """
     content = resolved(spec, config, manifest)
     if paths.spec.exists():
-        found = differences(yaml.safe_load(paths.spec.read_text()), content)
+        found = differences(_kept(paths), content)
         if found:
             shown = "; ".join(found[:SHOWN_DIFFERENCES])
             more = f"; and {len(found) - SHOWN_DIFFERENCES} more" if len(found) > SHOWN_DIFFERENCES else ""
@@ -62,6 +62,17 @@ def write(paths: StudyPaths, spec: SearchSpec, config: Mapping[str, Any], manife
                 "or give this search a folder of its own with --study NAME"
             )
     durable.write(paths.spec, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _kept(paths: StudyPaths) -> Mapping[str, Any]:
+    """Return the spec that a study's folder holds."""
+    try:
+        kept = read_yaml(paths.spec)
+    except YamlError as error:
+        raise StudyError(f"{paths.spec}: {error}; put it back, or give this search another --study NAME") from error
+    if not isinstance(kept, Mapping):
+        raise StudyError(f"{paths.spec}: holds no spec; put it back, or give this search another --study NAME")
+    return kept
 
 
 def resolved(spec: SearchSpec, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import json
 import os
 import platform
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import safetensors.torch
@@ -84,8 +84,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: a file; expected a checkpoint folder, which holds {META_FILE}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no checkpoint here, {META_FILE} is missing") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from error
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path}: holds a {type(meta).__name__}; expected an object; use another checkpoint")
     return meta
 
 
@@ -138,10 +140,9 @@ def load_state(folder: Path) -> dict[str, Any]:
         CheckpointError: if there is none, or it is damaged.
     """
     path = _verified(folder, STATE_FILE)
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); use another checkpoint") from error
+    state = _torch_file(path)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}; expected a state to go on from")
     return state
 
 
@@ -181,16 +182,33 @@ def torch_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, damaged, holds more than tensors and plain data, or lacks the key.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except (RuntimeError, UnpicklingError, EOFError) as error:
-        raise CheckpointError(f"{path}: not a file of tensors and plain data ({error})") from error
+    content = _torch_file(path)
+    if key is not None and not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}; expected a mapping with the key {key!r}")
     if key is not None and key not in content:
         raise CheckpointError(f"{path}: no key {key!r}; it has {', '.join(map(str, content))}")
     weights: dict[str, Tensor] = content if key is None else content[key]
     return weights
+
+
+def _torch_file(path: Path) -> Any:
+    """Return what a .pt file holds; nothing in it is run, and it takes no more memory than its own size."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise CheckpointError(f"{path}: holds compressed parts, as torch.save never writes; save it again")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    # What comes of a broken file differs from byte to byte.
+    except Exception as error:
+        problem = " ".join(str(error).split())[:500] or type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a file of tensors and plain data, or damaged ({problem}); use another checkpoint"
+        ) from error
 
 
 def fill(

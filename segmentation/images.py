@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import warnings
 import zlib
@@ -13,13 +14,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from segmentation import limits
 from segmentation.epoch import DataError
 
 Array = np.ndarray[Any, Any]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
+# Pillow's other readers are old, rarely looked at, or start a program, as that of PostScript does.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+ROWS = 128
+# Bytes that a pixel takes while it is read: as Pillow holds it and as an array.
+PIXEL_BYTES = {"1": 2, "L": 2, "I;16": 4, "I;16B": 4}
+MOST_PIXEL_BYTES, DEEP_PIXEL_BYTES = 8, 16
 # What Pillow raises for broken files differs from format to format.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(struct.error, zlib.error, MemoryError, RecursionError),
+)
 
 
 def read_image(path: Path) -> Array:
@@ -30,7 +41,7 @@ def read_image(path: Path) -> Array:
             that none of the three can hold, or has values that are not finite.
     """
     array = _read(path, _image_values)
-    if array.ndim not in (2, 3):
+    if array.ndim not in (2, 3) or 0 in array.shape:
         raise DataError(f"{path}: has shape {array.shape}; expected (H, W) or (H, W, C)")
     array = _narrowed(array)
     if array.dtype.name not in ("uint8", "uint16", "float32"):
@@ -49,10 +60,12 @@ def read_mask(path: Path) -> Array:
     array = _read(path, _mask_values)
     if array.ndim == 3 and (array[..., :3] == array[..., :1]).all():
         array = array[..., 0]
-    if array.ndim != 2:
+    if array.ndim != 2 or 0 in array.shape:
         raise DataError(f"{path}: shape {array.shape} is no mask; expected one class id a pixel, not colours")
     if array.dtype == np.bool_:
         return array.astype(np.uint8)
+    if array.dtype.kind not in "iuf":
+        raise DataError(f"{path}: holds {array.dtype}; expected whole class ids")
     if array.dtype.kind == "f":
         whole = array.astype(np.int64) if np.isfinite(array).all() else array
         if not np.array_equal(whole, array) or whole is array:
@@ -65,8 +78,10 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (H, W) from the head of the file, without decoding it; raises like `read_image`."""
     if path.suffix.lower() == ".npy":
         shape = _read(path, np.asarray).shape
+        if len(shape) not in (2, 3):
+            raise DataError(f"{path}: has shape {shape}; expected (H, W) or (H, W, C)")
         return int(shape[0]), int(shape[1])
-    with _explained(path), Image.open(path) as picture:
+    with _explained(path), Image.open(path, formats=FORMATS) as picture:
         return picture.height, picture.width
 
 
@@ -94,11 +109,20 @@ def _read(path: Path, values: Callable[[Image.Image], Array]) -> Array:
     """Decode a file whole: arrays by numpy, pictures by Pillow, 16-bit colours by torchvision."""
     with _explained(path):
         if path.suffix.lower() == ".npy":
-            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        with Image.open(path) as picture:
-            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-                raise DataError(f"{path}: holds {getattr(picture, 'n_frames', 0)} pictures; expected one file for each")
-            if picture.format == "PNG" and picture.mode in ("RGB", "RGBA", "LA") and _png_bits(path) == 16:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                array.close()
+                raise DataError(f"{path}: an archive of arrays; expected a single one, written by np.save")
+            limits.refuse_bomb(path, array.nbytes)
+            return np.asarray(array)
+        with Image.open(path, formats=FORMATS) as picture:
+            # To count them would read all their heads, of which a small file may hold very many.
+            if getattr(picture, "is_animated", False) and picture.format != "MPO":
+                raise DataError(f"{path}: holds several pictures; expected one file for each")
+            deep = picture.format == "PNG" and picture.mode in ("RGB", "RGBA", "LA") and _png_bits(path) == 16
+            each = DEEP_PIXEL_BYTES if deep else PIXEL_BYTES.get(picture.mode, MOST_PIXEL_BYTES)
+            limits.refuse_bomb(path, picture.width * picture.height * each)
+            if deep:
                 return _deep_png(path)
             picture.load()
             return values(picture)
@@ -107,11 +131,19 @@ def _read(path: Path, values: Callable[[Image.Image], Array]) -> Array:
 def _image_values(picture: Image.Image) -> Array:
     if picture.mode in ("P", "PA", "CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa", "La"):
         picture = picture.convert("RGB")
-    return _native(np.asarray(picture))
+    return _mask_values(picture)
 
 
 def _mask_values(picture: Image.Image) -> Array:
-    return _native(np.asarray(picture))
+    """Return the values, copied by rows: Pillow would hold all of them three times."""
+    width, height = picture.size
+    tops = range(0, height, ROWS)
+    parts = (np.asarray(picture.crop((0, top, width, min(top + ROWS, height)))) for top in tops)
+    first = next(parts)
+    array = np.empty((height, *first.shape[1:]), first.dtype)
+    for top, part in zip(tops, itertools.chain([first], parts), strict=True):
+        array[top : top + ROWS] = part
+    return _native(array)
 
 
 def _native(array: Array) -> Array:

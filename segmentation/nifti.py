@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import gzip
+import math
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from segmentation import limits
 from segmentation.epoch import DataError
 
 Array = np.ndarray[Any, Any]
 
 MIB = 2**20
 SUFFIXES = (".nii.gz", ".nii")
+HEAD_BYTES = 16 * MIB
+"""At most before the first value: what others noted there, such as an atlas or a patient's file."""
+# What nibabel raises for broken files differs from byte to byte.
+BROKEN = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError),
+    *(MemoryError, struct.error, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -54,9 +64,10 @@ def head(path: Path) -> Head:
 def read(path: Path) -> tuple[Array, Head]:
     """Return the values, scaled as the file says, float32 or whole numbers; raises like `head`, or if not finite."""
     with _explained(path):
-        _check_sum(path)
         image = _load(path)
         found = _head(path, image)
+        limits.refuse_bomb(path, math.prod(found.shape) * _voxel_bytes(image))
+        _check_sum(path)
         values = np.asarray(image.dataobj).reshape(found.shape)
     if values.dtype.kind == "f":
         values = values.astype(np.float32)
@@ -91,22 +102,70 @@ def save(path: Path, values: Array, affine: Array) -> Path:
 def _load(path: Path) -> Any:
     import nibabel
 
+    with _opened(path) as stream:
+        _check_start(path, stream)
     return nibabel.load(path)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
+def _check_start(path: Path, stream: IO[bytes]) -> None:
+    """Refuse a file whose values begin far in, or whose notes before them are longer than told: nibabel would read on.
+
+    Raises:
+        DataError: naming the file.
+    """
+    start = stream.read(544)
+    order = next(
+        (mark for mark in "<>" if start[:4] in (struct.pack(f"{mark}i", 348), struct.pack(f"{mark}i", 540))), ""
+    )
+    if not order or len(start) < 352:
+        raise DataError(f"{path}: does not begin as NIfTI files do; copy it again or remove it")
+    (size,) = struct.unpack_from(f"{order}i", start)
+    if start[344:348] != b"n+1\0" if size == 348 else start[4:8] != b"n+2\0":
+        raise DataError(f"{path}: is one of two files, or of another format; save it as a single .nii.gz")
+    (first,) = (
+        struct.unpack_from(f"{order}f", start, 108) if size == 348 else struct.unpack_from(f"{order}q", start, 168)
+    )
+    # 0 stands for the first byte that may be one, where no notes are before it.
+    if not (size + 4 <= first <= HEAD_BYTES or (first == 0 and not start[size])):
+        raise DataError(
+            f"{path}: its values begin at byte {first:g}; expected {size + 4} to {HEAD_BYTES}; save it again"
+        )
+    notes = start + stream.read(int(first) - len(start)) if first > len(start) else start
+    place = size + 4
+    while notes[size] and place + 16 <= first:
+        (length,) = struct.unpack_from(f"{order}i", notes, place) if place + 4 <= len(notes) else (0,)
+        if length < 16 or length % 16 or place + length > first:
+            raise DataError(f"{path}: a note of {length} bytes before its values; expected 16, 32, ...; save it again")
+        place += length
+
+
+def _voxel_bytes(image: Any) -> int:
+    """Return what a voxel takes while it is read: as stored, scaled, and as float32."""
+    slope, offset = image.dataobj.slope, image.dataobj.inter
+    stored: int = image.dataobj.dtype.itemsize
+    return stored + (stored if (slope, offset) == (1, 0) else 12)
 
 
 def _check_sum(path: Path) -> None:
     """Read a compressed file to its end, where its checksum is; nibabel stops at the last voxel."""
     if path.name.lower().endswith(".gz"):
+        most, found = limits.allowed(path), 0
         with gzip.open(path) as stream:
-            while stream.read(MIB):
-                pass
+            while part := stream.read(MIB):
+                found += len(part)
+                if found > most:
+                    limits.refuse_bomb(path, found)
 
 
 def _head(path: Path, image: Any) -> Head:
     shape, zooms = tuple(image.shape), tuple(map(float, image.header.get_zooms()))
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) not in (2, 3) or 0 in shape:
+    if len(shape) not in (2, 3) or min(shape) < 1:
         raise DataError(f"{path}: has shape {shape}; expected (X, Y) or (X, Y, Z), one volume a file")
     return Head(shape, tuple(abs(zoom) or 1.0 for zoom in zooms[: len(shape)]))
 
@@ -115,6 +174,7 @@ def _head(path: Path, image: Any) -> Head:
 def _explained(path: Path) -> Iterator[None]:
     """Turn whatever nibabel raises into the one error that names the file."""
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     try:
         yield
@@ -122,6 +182,6 @@ def _explained(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, *BROKEN) as error:
         problem = " ".join(str(error).replace(str(path), "").split()) or type(error).__name__
         raise DataError(f"{path}: unreadable or truncated ({problem}); copy it again or remove it") from error

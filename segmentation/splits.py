@@ -158,7 +158,7 @@ def read(path: Path) -> Splits:
         )
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; a run writes it") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as splits ({error})") from error
     except KeyError as error:
         raise DataError(f"{path}: {error} is missing; expected every sample of a split under 'groups'") from error

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 # Read when Ray Train is imported or its controller is made.
@@ -35,6 +37,9 @@ from ray.train.v2._internal.execution.worker_group import worker_group as train_
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from search.ray_token import is_loopback
+
+JOIN_S = 1800
 FAILED_STARTS = 3
 """Starts of a group in a row that may fail before it is given up."""
 
@@ -128,7 +133,28 @@ def join(rank: int, world: int, address: str, port: int, kind: str) -> None:
     config._set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
     # All GPUs that the group has on this machine are visible to each of its workers: theirs is the one of this number.
     os.environ["LOCAL_RANK"] = str(ray_torch.get_device().index or 0)
-    config._setup_torch_process_group(kind, rank, world, "env://")
+    if not is_loopback(address):
+        config._setup_torch_process_group(kind, rank, world, "env://")
+        return
+    # Left alone, the group's store listens on all addresses of this machine, and its members on that of its name.
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+    options: dict[str, Any] = {"timeout": timedelta(seconds=JOIN_S)}
+    distributed: Any = config.dist  # type: ignore[attr-defined]
+    store = distributed.TCPStore(address, port, world, rank == 0, **options, **_own_socket(address, port, rank))
+    distributed.init_process_group(kind, store=store, rank=rank, world_size=world, **options)
+
+
+def _own_socket(address: str, port: int, rank: int) -> dict[str, int]:
+    """Return, for rank 0, the socket that its store listens on, which the store closes."""
+    if rank:
+        return {}
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen()
+        return {"master_listen_fd": listener.detach()}
 
 
 class _Policy(FailurePolicy):

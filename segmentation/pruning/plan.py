@@ -111,7 +111,7 @@ def read(path: Path) -> Plan:
         total = {name: int(entry["total"]) for name, entry in content.items()}
     except FileNotFoundError as error:
         raise PlanError(f"{path}: no such plan; a pruned checkpoint folder has one, named {FILE}") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise PlanError(f"{path}: no plan of the form {{layer: {{kept: [0, 2], total: 3}}}} ({error!r})") from error
     for name, places in kept.items():
         _check_places(path, name, places, total[name])

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray.exceptions import AuthenticationError
 
-from search import ray_session
+from search import ray_session, ray_token
+from search.errors import StudyError
 from search.ray_session import RaySession
 from search.resources import Room
 
@@ -25,8 +27,10 @@ def test_a_named_cluster_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatc
     import ray
     from ray._private.state import state
 
-    asked = []
+    asked: list[str] = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray_token, "answer", lambda address: asked.append(f"who are you, {address}") or "guarded")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda address, **options: asked.append(address))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 8.0, "memory": 1.0})
     nodes = [{"Alive": True, "Resources": {"CPU": 32.0, "GPU": 4.0}}] * 2
@@ -39,7 +43,34 @@ def test_a_named_cluster_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ray, "nodes", lambda: [])
     monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: None)
     assert ray_session.room() == Room(0.0, 0.0, "the cluster at present", grows=True)
-    assert asked == ["10.0.0.1:6379"] * 2
+    assert asked == ["who are you, 10.0.0.1:6379", "10.0.0.1:6379"] * 2
+    monkeypatch.setattr(ray_token, "answer", lambda address: "open")
+    with pytest.raises(StudyError, match="asks nobody for a token"):
+        ray_session.room()
+    assert len(asked) == 4, "nothing was started on it"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (AuthenticationError("no"), "wants its token and got none or another; put it into"),
+        (ConnectionError("no"), "no cluster answers there"),
+    ],
+)
+def test_a_cluster_that_lets_nobody_in_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    import ray
+
+    def refused(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr(ray_token, "answer", lambda address: "none")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refused)
+    with pytest.raises(StudyError, match=rf"^RAY_ADDRESS=127\.0\.0\.1:6379: .*{message}"):
+        ray_session.room()
 
 
 @pytest.mark.ray

@@ -326,8 +326,8 @@ def test_cmaes_takes_one_objective(toy: Load) -> None:
         ("", "got NoneType"),
         ("a: [\n", "not YAML: while parsing"),
         ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
-        ("[" * 5000, "nested too deeply; a search space has a few levels"),
-        ("x" * (2**20 + 1), "larger than 1 MiB; a search space is a page of YAML"),
+        ("[" * 5000, "nested too deeply, more than 50 levels; a configuration has a few"),
+        ("x" * (2**20 + 1), "larger than 1 MiB; expected some pages of YAML"),
     ],
 )
 def test_a_file_that_is_no_search_space(toy: Load, text: str, message: str) -> None:

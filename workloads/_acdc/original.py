@@ -21,10 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import configuration
-from configuration import ConfigError
+from configuration import ConfigError, YamlError, YamlLoader
 from segmentation.pruning import PlanError, Prune, blocks
 
 logger = logging.getLogger(__name__)
@@ -110,11 +108,10 @@ def read(path: Path, config_class: type | None = None) -> Original:
         ConfigError: naming the file and the key that is unknown or has a value that cannot be.
         OSError: if it cannot be read.
     """
-    content = path.read_bytes()
     try:
-        found = yaml.load(content, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(str(path), f"not YAML: {error}") from error
+        found = configuration.read_yaml(path, _Loader)
+    except YamlError as error:
+        raise ConfigError(str(path), str(error)) from error
     if not isinstance(found, Mapping):
         raise ConfigError(str(path), "expected sections experiment, train, evaluation, pruning, or model, training")
     given = _flat(found)
@@ -129,7 +126,7 @@ def read(path: Path, config_class: type | None = None) -> Original:
     named = {target: value for target, (_, value) in values.items()}
     return Original(
         path=path,
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         values={key: value for key, value in named.items() if not key.startswith("prune.")},
         prune={key: value for key, value in named.items() if key.startswith("prune.")},
         tracking=_tracking(given),
@@ -239,7 +236,7 @@ def _blocks(levels: int) -> list[str]:
     return [*encoders, "bottleneck", *decoders]
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(YamlLoader):
     """Safe YAML in which 1e-3 is a number, as its author meant; YAML 1.1 wants 1.0e-3."""
 
 

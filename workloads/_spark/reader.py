@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+import durable
 from segmentation.epoch import DataError
 from segmentation.images import read_image
 from workloads._spark.classes import COLOURS, FAR, nearest_class
@@ -52,7 +53,7 @@ def find(part: Part, table: Path, image_root: Path, mask_root: Path) -> list[Sou
         DataError: for a CSV that is missing, unreadable, empty or lacks columns; a row that stands there twice or has
             an empty cell; or rows whose files are missing: all of them are counted and listed.
     """
-    sources = [_source(part, row, image_root, mask_root) for row in _rows(table)]
+    sources = [_source(table, part, row, image_root, mask_root) for row in _rows(table)]
     if twice := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
         raise DataError(f"{table}: {len(twice)} pictures stand in it twice: {_listed(twice)}; keep one row of each")
     _refuse_missing(table, sources)
@@ -151,8 +152,10 @@ def _rows(table: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _source(part: Part, row: dict[str, str], image_root: Path, mask_root: Path) -> Source:
+def _source(table: Path, part: Part, row: dict[str, str], image_root: Path, mask_root: Path) -> Source:
     satellite, image, mask = (row[column] for column in COLUMNS)
+    if leading := [cell for cell in (satellite, image, mask) if durable.below(image_root, cell, links=True) is None]:
+        raise DataError(f"{table}: {leading[0]!r} is no name below a folder; write names such as img_001.jpg")
     name = f"{satellite}/{part}/{image}"
     return Source(name, satellite, part, image_root / satellite / part / image, mask_root / satellite / part / mask)
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import uuid
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from segmentation import limits
 from segmentation.epoch import DataError
 from segmentation.images import image_size
 from workloads._spark.classes import paint
@@ -31,7 +31,6 @@ KEY = "data"
 ZIP_FILE = "submission.zip"
 SUFFIX = "_layer.npz"
 LISTED = 5
-BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def to_classes(logits: Tensor, size: tuple[int, int], upsample: Upsample = "logits") -> Pixels:
@@ -140,13 +139,12 @@ def load(path: Path) -> Layer:
 def _read(path: Path) -> tuple[Layer | None, str]:
     """Return the layer, or what is wrong with its file."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            keys = list(content) if isinstance(content, Mapping) else []
-            if keys != [KEY]:
-                return None, f"has keys {', '.join(keys) or 'none'}; expected {KEY} alone"
-            return content[KEY], ""
-    except BROKEN as error:
-        return None, f"cannot be read ({error})"
+        content = limits.read_npz(path)
+    except DataError as error:
+        return None, str(error).removeprefix(f"{path}: ")
+    if list(content) != [KEY]:
+        return None, f"has keys {', '.join(content) or 'none'}; expected {KEY} alone"
+    return content[KEY], ""
 
 
 def _wrong(layer: Layer, size: tuple[int, int]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from segmentation import limits
 from segmentation.epoch import DataError
 from workloads._telescope import focal_plane
 from workloads._telescope.focal_plane import FocalPlane, Reduce
@@ -66,11 +67,7 @@ def hits(
 
 def read(path: Path, size: int) -> tuple[FocalPlane, Array, float]:
     """Return the focal plane, the time streams (D, T), and their rate in Hz, 0 where it is not known."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as .npz ({error})") from error
+    content = limits.read_npz(path)
     if lacking := [name for name in ("tod", "x", "y") if name not in content]:
         raise DataError(f"{path}: lacks {', '.join(lacking)}; expected tod (D, T), x (D,) and y (D,) in radians")
     tod, x = np.asarray(content["tod"], float), content["x"]
