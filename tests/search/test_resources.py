@@ -78,6 +78,12 @@ def test_an_evaluation_that_would_wait_for_ever_is_refused() -> None:
         check_evaluation(jobs(gpus=2.0), HERE)
 
 
+def test_jobs_are_for_clusters() -> None:
+    check_evaluation(jobs(run_as="jobs"), dataclasses.replace(HERE, grows=True))
+    with pytest.raises(SpecError, match="evaluation.run_as: this machine takes no jobs; write tasks"):
+        check_evaluation(jobs(run_as="jobs"), HERE)
+
+
 @pytest.mark.parametrize(
     ("room", "gpus"),
     [
@@ -96,11 +102,13 @@ def test_auto_is_a_gpu_where_there_are_any(toy: Callable[..., SearchSpec], room:
 
 def test_a_cluster_that_may_have_gpus_later_is_asked_for_them_by_number(toy: Callable[..., SearchSpec]) -> None:
     unknown = Room(8.0, 0.0, "the cluster at present", grows=True)
-    assert notes(toy(), unknown) == [
+    slots_note, gpus_note = notes(toy(), unknown)
+    assert slots_note.startswith("resources.slots: auto is what the cluster at present has room for")
+    assert [gpus_note] == [
         "resources.gpus_per_worker: auto is none, since the cluster at present has no GPU and does not say what may "
         "come; write 1 to ask for them"
     ]
-    assert notes(toy(resources={"gpus_per_worker": 1}), unknown) == []
+    assert notes(toy(resources={"gpus_per_worker": 1, "slots": 3}), unknown) == []
     for room in (HERE, Room(8.0, 0.0, "this machine"), dataclasses.replace(unknown, most=(8.0, 0.0))):
         assert notes(toy(), room) == []
 

@@ -452,6 +452,7 @@ def test_an_assignment_into_a_list_of_objectives(toy: Load) -> None:
 
 
 OTHER: dict[str, Any] = {
+    "eat_gib": 2.0,
     "lr": 0.5,
     "width": 16,
     "epochs": 3,
