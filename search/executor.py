@@ -26,6 +26,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -39,6 +40,9 @@ from search.spec import Resources
 from search.study import Outcome, Study, Task, outcome_from
 
 logger = logging.getLogger(__name__)
+
+# Ray Tune hands these on as a runtime_env, which Ray writes to a log. Slots inherit them, or have their machine's own.
+class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 HOLD_S = 15.0
 """How long finished trials wait for slots that are starting; once waited in vain, not again until all are up."""
