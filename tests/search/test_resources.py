@@ -80,7 +80,7 @@ def test_an_evaluation_that_would_wait_for_ever_is_refused() -> None:
 
 def test_jobs_are_for_clusters() -> None:
     check_evaluation(jobs(run_as="jobs"), dataclasses.replace(HERE, grows=True))
-    with pytest.raises(SpecError, match="evaluation.run_as: this machine takes no jobs; write tasks"):
+    with pytest.raises(SpecError, match="this machine takes no jobs; write tasks"):
         check_evaluation(jobs(run_as="jobs"), HERE)
 
 
