@@ -11,7 +11,7 @@ import yaml
 
 import configuration
 from configuration import ConfigError
-from search import samplers, space, workload
+from search import address, samplers, space, workload
 from search.errors import SpecError
 from search.spec import (
     Evaluation,
@@ -209,6 +209,7 @@ def _spec(name: str, content: dict[str, Any]) -> SearchSpec:
         **{key: _section(key, content.get(key)) for key in SECTIONS},
     )
     _check_numbers(spec)
+    address.check(spec.search.storage)
     _check_workers(spec, module.Config)
     _check_parent(spec, content.get("parent") or {}, module.Config)
     return spec
