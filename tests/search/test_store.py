@@ -27,6 +27,7 @@ from search.spec import Objective, SearchSpec
 from search.store import Store
 from search.study import RESULT, Study, lease, read_outcome
 from search.trial import Superseded, TrialRun
+from tests import discs
 from workloads import toy as toy_workload
 
 Load = Callable[..., SearchSpec]
@@ -456,3 +457,38 @@ def test_a_killed_search_loses_nothing_with_its_machine(bucket: Bucket, tmp_path
     attempts = [json.loads(content or b"{}")["attempts"] for content in before.values()]
     rows = {name: json.loads(content or b"{}")["epochs"] for name, content in committed().items()}
     assert max(attempts) <= 3 and all(list(found) == ["1", "2", "3", "4"] for found in rows.values())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster", "own_cache")
+def test_a_parent_and_its_scan_outlive_the_machine(bucket: Bucket, toy: Load, tmp_path: Path) -> None:
+    spec = toy(
+        workload="pairs",
+        objective=[{"metric": "val_mean_dice_no_bg"}, {"metric": "gmacs"}],
+        parameters={"prune.encoders.1": {"type": "float", "low": 0.0, "high": 0.7}},
+        data={"root": str(discs.write(tmp_path / "discs")), "tile": 32, "classes": 2},
+        fixed={"network.name": "unet", "network.widths": [4, 8], "epochs": 1, "threads": 1},
+        parent={"train": {"epochs": 2, "rewind_epoch": 1}},
+        search={"trials": 2, "sampler": "random"},
+        stopping={"rule": "none"},
+        promotion={"rule": "pareto", "k": 1, "seeds": 2},
+        resources={"slots": 1},
+    )
+
+    def search() -> str:
+        stream, there = io.StringIO(), bucket.store()
+        service.run(planning.make(spec, there.folder, there), stream)
+        return stream.getvalue()
+
+    assert "evaluated trial parent" in search()
+    sealed = durable.sealed(bucket.folder / "parent")
+    assert sealed is not None and {"parent.json", "scan/scan.json"} <= set(bucket.names())
+    there = bucket.store()
+    for name in [f"trials/1/{RESULT}", "parent.json"]:  # killed before it was said, and in the middle of pinning
+        there.delete_file(bucket.folder / name)
+    bucket.lose_machine()
+    said = search()
+    assert "complete, all its trials have ended" in said
+    assert durable.sealed(bucket.folder / "parent") == sealed, "trained once, pinned again"
+    assert durable.read_json(bucket.folder / "parent.json")["sha256"] == sealed
