@@ -6,6 +6,7 @@ PYTHON  ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(
 RUN     := $(VENV)/bin/python
 READY   := $(VENV)/.ready
 PENDING := $(VENV)/.installing
+POSTGRES := $(shell command -v initdb || ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
 # An environment whose interpreter is gone (Python was upgraded, the folder was copied) counts as none.
@@ -16,7 +17,7 @@ apt_install = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && timeout 
 	&& DEBIAN_FRONTEND=noninteractive timeout 900 apt-get install -y -qq --no-install-recommends $(1); } </dev/null >/dev/null 2>&1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune test lint lock bench report-browser clean broken
+.PHONY: help setup tune test lint lock bench report-browser postgres clean broken
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -40,7 +41,7 @@ $(READY): requirements.lock $(BROKEN)
 tune: setup ## search: SPACE=nuclei.yaml, more flags in ARGS="--set search.trials=64"
 	@$(RUN) tune.py --space $(SPACE) $(ARGS)
 
-test: setup report-browser lint ## lint and all tests that need neither a GPU nor patience; more flags in ARGS
+test: setup report-browser postgres lint ## lint and all tests that need neither a GPU nor patience; more flags in ARGS
 	@$(RUN) -m pytest $(ARGS)
 
 lint: setup ## ruff, mypy and the rules about imports
@@ -62,6 +63,10 @@ bench: setup ## measure: NAME=..., without it all are listed
 report-browser: ## the browser that the report's test opens; without one that test is skipped
 	@[ -n "$(BROWSER)" ] || { echo "report-browser: installing chromium" && $(call apt_install,chromium); } \
 		|| echo "report-browser: no chromium here and no way to install it: the report's browser test will be skipped"
+
+postgres: ## the database that tests start for themselves; without one those tests are skipped
+	@[ -n "$(POSTGRES)" ] || { echo "postgres: installing postgresql" && $(call apt_install,postgresql); } \
+		|| echo "postgres: no PostgreSQL here and no way to install it: tests of a study in a database will be skipped"
 
 clean: ## remove the environment and all caches; runs/ stays
 	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,10 +6,10 @@ import argparse
 import logging
 import signal
 import sys
-from pathlib import Path
 
 from search import planning, ray_session, service, spec_file, summary
 from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
+from search.store import place
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
         if ray_session.submitted() and not given.runs.is_absolute():
             raise BadInput(f"--runs {given.runs}: a job has no folder to stay in; name one that all machines see")
         spec = spec_file.load(given.space, given.set)
-        plan = planning.make(spec, given.runs / (given.study or spec.name))
+        store = place(given.runs, given.study or spec.name)
+        plan = planning.make(spec, store.folder, store)
         print(summary.plan_text(plan), file=sys.stdout if given.dry_run else sys.stderr, flush=True)
         if given.dry_run:
             return DONE
@@ -43,7 +44,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--space", required=True, help="YAML file; a bare name is looked up in search_spaces/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the file")
     parser.add_argument("--study", help="name of the study's folder (default: the file's name)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all studies (default: runs)")
+    parser.add_argument("--runs", default="runs", help="folder of all studies, or s3://BUCKET/FOLDER (default: runs)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     return parser.parse_args(arguments)
 

@@ -52,6 +52,7 @@ class Desk:
             tensorboard.session_end(folder, record.state, best, record.best_epoch)
         self._log(record, folder)
         self._keep(record)
+        self.study.paths.store.push(folder, skip=lambda name: not name.startswith("events."))
 
     def tick(self) -> None:
         """Draw the screen anew where it is time."""

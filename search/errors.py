@@ -29,6 +29,10 @@ class DiskError(BadInput):
     """A disk that takes no more. What was written stays, and the same command goes on from there."""
 
 
+class StoreError(DiskError):
+    """A database or an object store that cannot be reached or written: as with a full disk, nothing is lost."""
+
+
 class SearchError(RuntimeError):
     """A search that cannot go on; what has ended is kept."""
 

@@ -19,6 +19,7 @@ from search import workload
 from search.errors import DiskError, EvaluationError, disk_error, is_disk
 from search.record import StudyPaths
 from search.spec import SearchSpec
+from search.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +56,15 @@ def run(paths: StudyPaths, spec: SearchSpec, candidates: Sequence[Candidate], fi
     """
     job = ray.remote(_job).options(num_cpus=spec.evaluation.cpus, num_gpus=float(spec.evaluation.gpus), max_retries=2)
     study = str(paths.folder.absolute())
-    jobs = {job.remote(spec.workload, study, asdict(candidate)): candidate.name for candidate in candidates}
+    uri = paths.store.uri
+    jobs = {job.remote(spec.workload, study, asdict(candidate), uri): candidate.name for candidate in candidates}
     problems = []
     while jobs:
         (ready,), _ = ray.wait(list(jobs), num_returns=1)
         name = jobs.pop(ready)
         try:
             ray.get(ready)
+            paths.store.pull(paths.evaluation(name))
             finished(name)
         except DiskError:
             raise
@@ -71,22 +74,23 @@ def run(paths: StudyPaths, spec: SearchSpec, candidates: Sequence[Candidate], fi
         raise EvaluationError("\n".join(problems))
 
 
-def _job(workload_name: str, study: str, plain: dict[str, Any]) -> None:
+def _job(workload_name: str, study: str, plain: dict[str, Any], uri: str | None) -> None:
     """Evaluate one checkpoint. Runs in a Ray worker."""
     try:
-        _evaluate(workload_name, study, plain)
+        _evaluate(workload_name, StudyPaths(Path(study), Store(Path(study), uri)), Candidate(**plain))
     except OSError as error:
         if is_disk(error):
             raise disk_error(error, error.filename or study) from error
         raise
 
 
-def _evaluate(workload_name: str, study: str, plain: dict[str, Any]) -> None:
+def _evaluate(workload_name: str, paths: StudyPaths, candidate: Candidate) -> None:
     """Evaluate one checkpoint and write evaluation.json last, so that half a job is none."""
-    paths, candidate = StudyPaths(Path(study)), Candidate(**plain)
     checkpoint, folder = paths.folder / candidate.checkpoint, paths.evaluation(candidate.name)
+    paths.store.pull(checkpoint)
     if durable.sealed(checkpoint) != candidate.sha256:
         raise EvaluationError(f"{checkpoint}: changed since the trial ended; its numbers would not be the trial's")
+    paths.store.delete(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     evaluation = workload.load(workload_name).evaluate(checkpoint, "test", folder)
@@ -101,6 +105,7 @@ def _evaluate(workload_name: str, study: str, plain: dict[str, Any]) -> None:
         "split": "test",
     }
     durable.write_json(folder / FILE, content)
+    paths.store.push(folder)
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from search.record import State, TrialRecord
 from search.resources import is_gang, worker
 from search.slot import Slot
 from search.spec import Resources
-from search.study import Outcome, Study, Task, outcome_from
+from search.study import RESULT, Outcome, Study, Task, outcome_from
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +171,7 @@ class Director:
             self.broken = SearchError(f"{CRASHES} trials in a row could not be run; the last said: {self.crash}")
         self._trial_s = time.monotonic() - self._started.pop(task.number)
         with self._minding_errors():
+            self.study.fetch(task.number)
             self.study.tell(task.number, self._outcome(task.number, outcome_json, crashed))
             self.listener.trial_ended(self.study.record(task.number))
 
@@ -180,8 +181,9 @@ class Director:
         task = self.running.get(trial_id)
         if task is not None and OUT_OF_MEMORY in crash:
             with self._minding_errors():
+                self.study.fetch(task.number)
                 folder, objectives = self.study.trial_folder(task.number), self.study.spec.objectives
-                trial.fail(folder, objectives, f"out of memory: {crash}", crash)
+                self._commit(task.number, trial.outcome_of(folder, objectives, "failed", f"out of memory: {crash}"))
 
     def halt(self, reason: str) -> None:
         """Start nothing more: a slot found the disk full."""
@@ -215,14 +217,22 @@ class Director:
 
     def _outcome(self, number: int, outcome_json: str | None, crashed: bool) -> Outcome:
         if outcome_json is not None:
-            return outcome_from(json.loads(outcome_json))
+            outcome = outcome_from(json.loads(outcome_json))
+            # Its slot has committed it, but a store knows only what the driver says.
+            return self._commit(number, outcome) if self.study.paths.store else outcome
         folder, objectives = self.study.trial_folder(number), self.study.spec.objectives
         if crashed:
             reason = f"its process died {self.study.spec.resources.max_attempts} times: {self.crash}"
-            return trial.commit(folder, trial.outcome_of(folder, objectives, "failed", reason))
-        return trial.commit(
-            folder, trial.outcome_of(folder, objectives, "stopped", self._verdicts.pop(number, "stopped"))
-        )
+            return self._commit(number, trial.outcome_of(folder, objectives, "failed", reason))
+        reason = self._verdicts.pop(number, "stopped")
+        return self._commit(number, trial.outcome_of(folder, objectives, "stopped", reason))
+
+    def _commit(self, number: int, outcome: Outcome) -> Outcome:
+        folder, store = self.study.trial_folder(number), self.study.paths.store
+        store.check()
+        committed = trial.commit(folder, outcome)
+        store.push(folder / RESULT)
+        return committed
 
     def _take(self) -> Task | None:
         future, self._ahead = self._ahead, None
@@ -239,7 +249,7 @@ class Director:
         task = self.study.ask()
         while task is not None and (ended := self._ended_already(task)):
             folder, objectives = self.study.trial_folder(task.number), self.study.spec.objectives
-            self.study.tell(task.number, trial.commit(folder, trial.outcome_of(folder, objectives, *ended)))
+            self.study.tell(task.number, self._commit(task.number, trial.outcome_of(folder, objectives, *ended)))
             self.listener.trial_ended(self.study.record(task.number))
             task = self.study.ask()
         self._ask_s = time.monotonic() - began
@@ -359,6 +369,7 @@ def _order(study: Study, task: Task) -> dict[str, Any]:
         "tensorboard": study.spec.tracking.tensorboard,
         "resources": asdict(study.spec.resources),
         "scratch": str(study.paths.gangs.absolute()),
+        "store": study.paths.store.uri,
     }
 
 

@@ -24,21 +24,24 @@ from search.errors import DiskError, SearchError, SpecError, StudyError, disk_er
 from search.evaluation import Candidate
 from search.record import StudyPaths
 from search.spec import Resources, SearchSpec, Stopping
+from search.store import Store
 from search.study import Study
 
 if TYPE_CHECKING:
+    from search.database import Database
     from search.planning import Plan
 
 NOTE = "parent"
 SCAN_NOTE = "sensitivity"
 
 
-def inherit(plan: Plan, run: Callable[[Study], None]) -> Plan:
+def inherit(plan: Plan, run: Callable[[Study], None], database: Database | None = None) -> Plan:
     """Return the plan in which every trial starts from the pinned parent; the plan itself where there is none.
 
     Args:
         plan: of the search; its study is held by this process.
         run: carries a study to its end, for a parent that is still to be trained.
+        database: has the record of that study, where a journal has not.
     Raises:
         SpecError: if there is no such parent.
         StudyError: if the pinned one is damaged.
@@ -46,8 +49,13 @@ def inherit(plan: Plan, run: Callable[[Study], None]) -> Plan:
     """
     if not plan.spec.parent.wanted:
         return plan
+    store = plan.paths.store
     if (sha256 := _pinned(plan.paths)) is None:
-        sha256 = _pin(_source(plan.spec) or _trained(plan, run), plan.paths.parent)
+        source = _source(plan.spec) or _trained(plan, run, database)
+        shutil.rmtree(plan.paths.parent, ignore_errors=True)
+        sha256 = _pin(source, plan.paths.parent)
+        store.push(plan.paths.parent)
+        store.push(plan.paths.pinned)
     fixed = {**plan.spec.fixed, "parent": str(plan.paths.parent.absolute()), "parent_sha256": sha256}
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, fixed=fixed))
 
@@ -84,7 +92,7 @@ def scan(plan: Plan, start: Callable[[], None]) -> dict[str, Any] | None:
             if parameter.low is not None and parameter.name.startswith(parts)
         }
         try:
-            found = ray.get(job.remote(plan.spec.workload, values, searched, folder))
+            found = ray.get(job.remote(plan.spec.workload, values, searched, folder, plan.paths.store.uri))
         except DiskError:
             raise
         except Exception as error:
@@ -93,7 +101,8 @@ def scan(plan: Plan, start: Callable[[], None]) -> dict[str, Any] | None:
                 f"the scan of the parent failed: {type(cause).__name__}: {cause}; "
                 "the same command tries again, and with --set parent.scan=false it goes on without"
             ) from error
-        durable.write_json(plan.paths.scan, found)
+        plan.paths.store.pull(plan.paths.scan.parent)
+        plan.paths.store.push(durable.write_json(plan.paths.scan, found))
     return durable.read_json(plan.paths.scan)
 
 
@@ -124,6 +133,8 @@ def _pinned(paths: StudyPaths) -> str | None:
     """
     if not (paths.parent.is_dir() or paths.pinned.is_file()):
         return None
+    if paths.store and not paths.pinned.is_file():
+        return None  # whoever pinned it was killed before all of it was in the store
     sha256 = durable.sealed(paths.parent)
     recorded = durable.read_json(paths.pinned)["sha256"] if paths.pinned.is_file() else sha256
     if sha256 is None or sha256 != recorded:
@@ -151,7 +162,7 @@ def _source(spec: SearchSpec) -> Path | None:
     return best.resolve()
 
 
-def _trained(plan: Plan, run: Callable[[Study], None]) -> Path:
+def _trained(plan: Plan, run: Callable[[Study], None], database: Database | None) -> Path:
     """Train the parent in a study of one trial, or find that it has been."""
     spec = dataclasses.replace(
         plan.spec,
@@ -162,7 +173,7 @@ def _trained(plan: Plan, run: Callable[[Study], None]) -> Path:
         stopping=Stopping(rule="none"),
         resources=_alone(plan),
     )
-    study = Study(plan.paths, spec, name=f"{plan.spec.name}/{NOTE}", trials="parent_training")
+    study = Study(plan.paths, spec, name=f"{plan.spec.name}/{NOTE}", trials="parent_training", database=database)
     study.enqueue({}, NOTE)
     run(study)
     (record,) = study.records()
@@ -171,7 +182,9 @@ def _trained(plan: Plan, run: Callable[[Study], None]) -> Path:
             f"the parent could not be trained: {record.reason}; mend parent.train or fixed, "
             "and give the search a folder of its own with --study NAME"
         )
-    return plan.paths.folder / record.checkpoint
+    checkpoint = plan.paths.folder / record.checkpoint
+    plan.paths.store.pull(checkpoint)
+    return checkpoint
 
 
 def _alone(plan: Plan) -> Resources:
@@ -196,12 +209,18 @@ def _pin(source: Path, folder: Path) -> str:
     return sha256
 
 
-def _scan(workload_name: str, values: Mapping[str, Any], searched: Mapping[str, Any], folder: str) -> dict[str, Any]:
+def _scan(
+    workload_name: str, values: Mapping[str, Any], searched: Mapping[str, Any], folder: str, uri: str | None
+) -> dict[str, Any]:
     """Look at the parent. Runs in a Ray worker."""
     module = workload.load(workload_name)
+    paths = StudyPaths(Path(folder).parent)
+    store = Store(paths.folder, uri)
+    store.pull(paths.parent)
     config = configuration.build(module.Config, values)
     try:
         found: dict[str, Any] = module.scan(config, searched, Path(folder))
+        store.push(Path(folder))
     except OSError as error:
         if is_disk(error):
             raise disk_error(error, error.filename or folder) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import configuration
 from configuration import ConfigError
-from search import parent, ray_session, resources, samplers, space, spec_file, tracking, workload
-from search.errors import SpecError
+from search import address, parent, ray_session, resources, samplers, space, spec_file, tracking, workload
+from search.errors import SpecError, StudyError
 from search.record import StudyPaths
 from search.resources import Room
 from search.spec import SearchSpec
+from search.store import Store
+from search.study import file_lease
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,33 @@ class Plan:
         return self.spec.parent.wanted or len(self.spec.objectives) > 1
 
 
-def make(spec: SearchSpec, folder: Path) -> Plan:
+def make(spec: SearchSpec, folder: Path, store: Store | None = None) -> Plan:
     """Check a search against the machine and the data, and say what it would do; writes nothing but the data's cache.
 
+    Args:
+        spec: the search space.
+        folder: of the study, on this machine.
+        store: has the truth about the folder; None: it is in the folder itself.
     Raises:
-        SpecError: if the resources are not there, or the workload refuses the data.
+        SpecError: if the resources are not there, the record's place cannot be known, or the workload refuses the data.
         TrackingError: if a logger is asked for and cannot be used.
     """
+    paths = StudyPaths(folder, store or Store())
+    if paths.store:
+        with contextlib.suppress(StudyError), file_lease(paths):  # of a search that runs here, the copy is current
+            paths.pull()
     tracking.check(spec.tracking)
+    address.resolve(spec.search.storage)
     room = ray_session.room()
     minded = resources.notes(spec, room)
     spec = resources.resolved(spec, room)
+    if paths.store and resources.is_gang(spec.resources):
+        raise SpecError("--runs: the workers of one trial share its files; name a folder on a shared file system")
     slots = resources.slots(spec.resources, room)
     resources.check_evaluation(spec.evaluation, room)
     module = workload.load(spec.workload)
     config = configuration.build(module.Config, spec_file.fixed_values(spec))
-    begun = parent.known(spec, StudyPaths(folder))
+    begun = parent.known(spec, paths)
     training = configuration.build(module.Config, spec_file.parent_values(spec)) if spec.parent.train.values else None
     started = configuration.replace(config, {"parent": str(begun)}) if begun else config
     try:
@@ -66,7 +80,7 @@ def make(spec: SearchSpec, folder: Path) -> Plan:
     name, why = samplers.choose(spec)
     return Plan(
         spec=spec,
-        paths=StudyPaths(folder),
+        paths=paths,
         config=configuration.to_values(config),
         manifest=manifest,
         slots=slots,

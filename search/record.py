@@ -8,8 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import durable
+from search.store import JOURNAL, LEASE, Store
+
 DEFAULTS = "defaults"
 """Note of the trial with the workload's own values: every search answers how much better than these."""
+
+TRIALS = ("trials", "promotion", "parent_training")
+"""Folders of trials: of the search, of the promoted that are trained again, of the parent."""
 
 State = Literal["waiting", "running", "complete", "stopped", "failed"]
 
@@ -54,6 +60,8 @@ class StudyPaths:
     """Where everything of one study lies."""
 
     folder: Path
+    store: Store = field(default_factory=Store, compare=False)
+    """Where the truth is, if not in the folder."""
 
     @property
     def spec(self) -> Path:
@@ -66,9 +74,22 @@ class StudyPaths:
         return self.folder / "study.journal"
 
     @property
+    def identity(self) -> Path:
+        """What a database knows this folder's studies by; absent where the journal is the record."""
+        return self.folder / "study.json"
+
+    @property
     def lease(self) -> Path:
         """Held by the process that writes the study."""
         return self.folder / "lease.json"
+
+    def pull(self) -> None:
+        """Make this machine's copy what the store has, all but the trials: they are fetched when they are wanted."""
+        self.store.pull(self.folder, skip=_is_of_a_trial)
+
+    def push(self) -> None:
+        """Write to the store what has come to this machine's copy, all but the trials: they are written by others."""
+        self.store.push(self.folder, skip=_is_of_a_trial)
 
     def trial(self, number: int) -> Path:
         """Folder of one trial: config.json, metrics.jsonl, result.json, checkpoints/, TensorBoard events."""
@@ -126,3 +147,21 @@ class StudyPaths:
     def report(self) -> Path:
         """One self-contained page."""
         return self.folder / "report.html"
+
+
+def is_bulk(name: str) -> bool:
+    """Return whether a file of a trial is one that the driver need not have: weights, and what nobody reads back."""
+    return is_extra(name) or (name.startswith("checkpoints/") and not name.endswith(f"/{durable.MANIFEST}"))
+
+
+def is_extra(name: str) -> bool:
+    """Return whether a file of a trial is one that no later attempt needs."""
+    return name.startswith("events.") or name.endswith(".png")
+
+
+def _is_of_a_trial(name: str) -> bool:
+    """Return whether a file of a study is one that its slots write, or one that stands for the driver."""
+    area, _, rest = name.partition("/")
+    if area in TRIALS:
+        return not (rest.endswith(f"/{durable.MANIFEST}") and "/checkpoints/" in rest)
+    return area in (JOURNAL, "gangs", "study.journal") or area.startswith(LEASE)

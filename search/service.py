@@ -8,10 +8,11 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import durable
 from search import (
+    address,
     comparison,
     evaluation,
     evaluation_jobs,
@@ -32,6 +33,9 @@ from search.record import DEFAULTS, StudyPaths, TrialRecord
 from search.spec import Promotion, Stopping
 from search.study import Study, lease
 
+if TYPE_CHECKING:
+    from search.database import Database
+
 
 def run(plan: Plan, stream: TextIO) -> list[leaderboard.Row]:
     """Carry a search to its end and return the leaderboard; what an earlier process did is not done again.
@@ -44,12 +48,13 @@ def run(plan: Plan, stream: TextIO) -> list[leaderboard.Row]:
         EvaluationError: if a promoted checkpoint could not be evaluated; everything else is kept.
     """
 
-    with lease(plan.paths):
+    with lease(plan.paths, address.resolve(plan.spec.search.storage)) as database:
         study_spec.write(plan.paths, plan.spec, plan.config, plan.manifest)
+        plan.paths.push()
         with RaySession(plan.room) as session:
-            plan = parent.inherit(plan, lambda training: _search(plan, training, session, stream))
+            plan = parent.inherit(plan, lambda training: _search(plan, training, session, stream), database)
             scanned = parent.scan(plan, session.start)
-            study = Study(plan.paths, plan.spec)
+            study = Study(plan.paths, plan.spec, database=database)
             study.enqueue(plan.incumbent, DEFAULTS)
             parent.enqueue(study, plan.spec, scanned)
             _search(plan, study, session, stream)
@@ -57,6 +62,7 @@ def run(plan: Plan, stream: TextIO) -> list[leaderboard.Row]:
             _evaluate(plan, candidates, session, stream)
         rows = write_outputs(plan, study.records(), [candidate.name for candidate in candidates])
         _write_models(plan.paths, rows)
+        plan.paths.push()
     return rows
 
 
@@ -73,6 +79,7 @@ def _search(plan: Plan, study: Study, session: RaySession, stream: TextIO) -> No
         executor.run(study, plan.slots, desk, may_start)
     finally:
         desk.close()
+    study.sync()
 
 
 def _budget(study: Study) -> Callable[[], bool]:
@@ -101,7 +108,7 @@ def _candidates(plan: Plan, study: Study, session: RaySession, stream: TextIO) -
     chosen = [study.record(number) for number in numbers]
     if rule.epochs is None and rule.seeds == 1:
         return [_candidate(str(record.number), record.number, record) for record in chosen]
-    again = _trained_again(plan, chosen)
+    again = _trained_again(plan, chosen, study.database)
     _search(plan, again, session, stream)
     ended = {record.note: record for record in again.records()}
     candidates = []
@@ -129,7 +136,7 @@ def _say(stream: TextIO, text: str) -> None:
     stream.flush()
 
 
-def _trained_again(plan: Plan, chosen: Sequence[TrialRecord]) -> Study:
+def _trained_again(plan: Plan, chosen: Sequence[TrialRecord], database: Database | None) -> Study:
     """Return the study in which the promoted travel the same road again, longer and with several seeds."""
     rule = plan.spec.promotion
     count = len(chosen) * rule.seeds
@@ -140,7 +147,7 @@ def _trained_again(plan: Plan, chosen: Sequence[TrialRecord]) -> Study:
         stopping=Stopping(rule="none"),
         promotion=dataclasses.replace(rule, k=sys.maxsize),  # each of them is evaluated, so each keeps its checkpoint
     )
-    again = Study(plan.paths, spec, name=f"{plan.spec.name}/promotion", trials="promotion")
+    again = Study(plan.paths, spec, name=f"{plan.spec.name}/promotion", trials="promotion", database=database)
     for record in chosen:
         for seed in range(rule.seeds):
             overrides = {"seed": samplers.trial_seed(record.seed, seed) if seed else record.seed}
@@ -209,6 +216,7 @@ def _write_models(paths: StudyPaths, rows: Sequence[leaderboard.Row]) -> None:
         target = paths.model(row.name)
         source = durable.below(paths.folder, row.checkpoint, links=True)
         if source is not None and source.is_dir() and durable.seal_of(target) != row.checkpoint_sha256:
+            paths.store.pull(source)
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target)
     best = next((row.name for row in rows if "promoted" in row.role), None)

@@ -80,6 +80,8 @@ class Search:
     """Start no trial after this many seconds, all runs of the study added up."""
     slot_hours: float | None = None
     """Start no trial after this many hours of slots in use, all runs of the study added up."""
+    storage: str | None = None
+    """Where the record is kept: postgresql://USER@HOST/DATABASE; null: $TUNE_STORAGE, or a journal in the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

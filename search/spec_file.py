@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import configuration
 from configuration import ConfigError, YamlError
-from search import samplers, space, workload
+from search import address, samplers, space, workload
 from search.errors import SpecError
 from search.spec import (
     Evaluation,
@@ -183,6 +183,7 @@ def _spec(name: str, content: dict[str, Any]) -> SearchSpec:
         **{key: _section(key, content.get(key)) for key in SECTIONS},
     )
     _check_numbers(spec)
+    address.check(spec.search.storage)
     _check_workers(spec, module.Config)
     _check_parent(spec, content.get("parent") or {}, module.Config)
     return spec

@@ -1,7 +1,11 @@
-"""The study: Optuna's journal in the study's folder, the only record of what was tried, written by one process."""
+"""The study: the only record of what was tried, written by one process.
+
+It is Optuna's journal in the study's folder, or Optuna's tables in a database.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -13,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -25,11 +29,14 @@ from optuna.trial import FrozenTrial, TrialState
 import configuration
 import durable
 from configuration import ConfigError
-from search import rules, samplers, space, workload
+from search import address, rules, samplers, space, workload
 from search.errors import StudyError
-from search.record import State, StudyPaths, TrialRecord
+from search.record import State, StudyPaths, TrialRecord, is_bulk
 from search.spec import SearchSpec
 from search.spec_file import config_values
+
+if TYPE_CHECKING:
+    from search.database import Database
 
 logger = logging.getLogger(__name__)
 
@@ -72,21 +79,37 @@ class Study:
         spec: the search space.
         name: of the Optuna study inside the journal; a promotion trains under a name of its own.
         trials: folder of the trials below the study's folder.
+        database: holds the record; None: a journal in the study's folder does.
     """
 
-    def __init__(self, paths: StudyPaths, spec: SearchSpec, name: str | None = None, trials: str = "trials") -> None:
-        if not paths.journal.exists() and any(paths.trial(0).parent.glob("*")):
-            raise StudyError(
-                f"{paths.journal}: gone, but its trials are there; put it back, "
-                "or start a study of your own with --study NAME"
-            )
-        _mend_journal(paths.journal)
+    def __init__(
+        self,
+        paths: StudyPaths,
+        spec: SearchSpec,
+        name: str | None = None,
+        trials: str = "trials",
+        database: Database | None = None,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._journal = _Journal(str(paths.journal), lock_obj=_HeldLease())
-        directions = [_DIRECTIONS[objective.mode] for objective in spec.objectives]
         self.paths, self.spec, self.name, self._folder = paths, spec, name or spec.name, trials
+        self.database = database
+        self._journal: _Journal | None = None
+        storage: optuna.storages.BaseStorage
+        if database is None:
+            self._journal, known_as = _open_journal(paths), self.name
+            storage = JournalStorage(self._journal)
+        else:
+            storage, known_as = database.storage, database.study_name(self.name)
+            if _has_trials(paths) and not database.knows(spec.name):
+                raise StudyError(
+                    f"{paths.folder}: its trials are there, but {database.where} has no record of them; "
+                    "name the database that has, or start a study of your own with --study NAME"
+                )
         self.optuna = optuna.create_study(
-            storage=JournalStorage(self._journal), study_name=self.name, directions=directions, load_if_exists=True
+            storage=storage,
+            study_name=known_as,
+            directions=[_DIRECTIONS[objective.mode] for objective in spec.objectives],
+            load_if_exists=True,
         )
         self.history: dict[int, dict[int, tuple[float, ...]]] = {}
         self._trials: dict[int, optuna.trial.Trial] = {}
@@ -126,6 +149,12 @@ class Study:
                 return task
         raise StudyError(f"{REFUSALS} configurations in a row broke a constraint; loosen constraints: or the ranges")
 
+    def sync(self) -> None:
+        """Wait until everything that the study knows would outlive this machine."""
+        if self._journal is not None:
+            self._journal.sync()
+            self.paths.store.push_journal(self.paths.journal)
+
     def report(self, number: int, epoch: int, values: tuple[float, ...]) -> rules.Verdict:
         """Record the objectives after an epoch and return whether the trial ends early."""
         self.history.setdefault(number, {})[epoch] = values
@@ -152,7 +181,13 @@ class Study:
 
     def forget_checkpoint(self, number: int) -> None:
         """Delete the checkpoints of a trial; its numbers stay."""
-        shutil.rmtree(self.trial_folder(number) / "checkpoints", ignore_errors=True)
+        checkpoints = self.trial_folder(number) / "checkpoints"
+        self.paths.store.delete(checkpoints)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def fetch(self, number: int) -> None:
+        """Have on this machine what is known of a trial, where its slot may have been on another; not its weights."""
+        self.paths.store.pull(self.trial_folder(number), skip=is_bulk)
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of one trial."""
@@ -200,7 +235,7 @@ class Study:
         trial.set_user_attr("seed", config["seed"])
         if _is_protected(trial.user_attrs):
             self._protected.add(trial.number)
-        self._journal.sync()
+        self.sync()
         self._trials[trial.number] = trial
         self._counted += 1
         return Task(trial.number, config, params)
@@ -266,6 +301,7 @@ class Study:
     def _settle(self, trial: FrozenTrial) -> None:
         params = {p.name: space.decode(p, trial.params[p.name]) for p in self.spec.parameters if p.name in trial.params}
         whole = all(p.name in params for p in self.spec.parameters if space.applies(p, params))
+        self.fetch(trial.number)
         outcome = read_outcome(self.trial_folder(trial.number))
         if outcome is not None:
             self.tell(trial.number, outcome)
@@ -303,7 +339,7 @@ class Study:
     def _checkpoint(self, attributes: Mapping[str, Any]) -> str | None:
         name: str | None = attributes.get("checkpoint")
         path = durable.below(self.paths.folder, name, links=True)
-        return name if path is not None and path.is_dir() else None
+        return name if path is not None and (path / durable.MANIFEST).is_file() else None
 
     def _epochs(self, trial: FrozenTrial) -> dict[int, tuple[float, ...]]:
         if len(self.spec.objectives) == 1:
@@ -334,12 +370,47 @@ def outcome_from(values: Mapping[str, Any]) -> Outcome:
 
 
 @contextmanager
-def lease(paths: StudyPaths) -> Iterator[None]:
+def lease(paths: StudyPaths, url: str | None = None) -> Iterator[Database | None]:
     """Hold the study for this process; the system gives it back when the process ends, however it ends.
 
+    Args:
+        paths: of the study.
+        url: of the database that has its record, from `address.resolve`; None: a journal in its folder is the record.
     Raises:
-        StudyError: if another process holds it, saying who.
+        StudyError: if another process holds it, saying who, or its record is elsewhere.
+        StoreError: if the database cannot be used.
     """
+    paths.folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if url is None or paths.store:
+            stack.enter_context(file_lease(paths))
+        if url is None:
+            stack.enter_context(paths.store.held())
+            paths.pull()
+            paths.store.pull_journal(paths.journal)
+            if paths.identity.exists():
+                raise StudyError(
+                    f"{paths.folder}: its record is in a database; name it as search.storage or {address.VARIABLE}, "
+                    "or start a study of your own with --study NAME"
+                )
+            yield None
+            return
+        from search.database import Database, identity  # what it needs is no burden to a slot
+
+        paths.pull()
+        if paths.journal.exists() or paths.store.has_journal():
+            raise StudyError(
+                f"{paths.folder}: its record is {paths.journal.name}; leave out search.storage and {address.VARIABLE}, "
+                "or start a study of your own with --study NAME"
+            )
+        database = stack.enter_context(contextlib.closing(Database(url, identity(paths))))
+        paths.pull()  # another driver may have ended since
+        yield database
+
+
+@contextmanager
+def file_lease(paths: StudyPaths) -> Iterator[None]:
+    """Hold the folder of a study on this machine, or on the file system that it is on. Raises as `lease` does."""
     paths.folder.mkdir(parents=True, exist_ok=True)
     with paths.lease.open("a+") as file:
         try:
@@ -384,6 +455,20 @@ class _Journal(JournalFileBackend):
         """Wait until everything is on the disk."""
         with Path(self._file_path).open("ab") as file:
             os.fsync(file.fileno())
+
+
+def _open_journal(paths: StudyPaths) -> _Journal:
+    if not paths.journal.exists() and _has_trials(paths):
+        raise StudyError(
+            f"{paths.journal}: gone, but its trials are there; put it back, "
+            "or start a study of your own with --study NAME"
+        )
+    _mend_journal(paths.journal)
+    return _Journal(str(paths.journal), lock_obj=_HeldLease())
+
+
+def _has_trials(paths: StudyPaths) -> bool:
+    return any(paths.trial(0).parent.glob("*"))
 
 
 def _mend_journal(path: Path) -> None:

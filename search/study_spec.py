@@ -20,6 +20,7 @@ FREE = (
     "search.trials",
     "search.wall_time_s",
     "search.slot_hours",
+    "search.storage",
     "parent.scan",
     "promotion",
     "evaluation",

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search import resources, rules
+from search import address, resources, rules, store
 from search.leaderboard import Interval, Row, read_promotion
 from search.plots import show
+from search.record import StudyPaths
 from search.spec import Objective, Parameter, SearchSpec
 from search.study import RESULT
 
@@ -24,7 +25,8 @@ def plan_text(plan: Plan) -> str:
     spec = plan.spec
     samples = ", ".join(f"{count} {name}" for name, count in plan.manifest["samples"].items())
     lines = {
-        "search": f"{spec.name}, workload {spec.workload}, in {plan.paths.folder}{_ended(plan)}",
+        "search": f"{spec.name}, workload {spec.workload}, in {_where(plan.paths)}{_ended(plan)}",
+        "record": address.shown(url) if (url := address.resolve(spec.search.storage)) else "",
         "data": f"{samples}{'; SYNTHETIC' if plan.manifest.get('synthetic') else ''}",
         "parent": _parent(plan),
         "objective": ", ".join(map(_objective, spec.objectives)),
@@ -54,6 +56,8 @@ def result_text(plan: Plan, rows: Sequence[Row]) -> str:
     }
     if plan.paths.pareto.is_file() and plan.compares:
         places["cost and score"] = plan.paths.pareto
+    if plan.paths.store:
+        places["all of it"] = _where(plan.paths)
     width = max(map(len, places)) + 1
     where = [f"{name:{width}} {_short(place)}" for name, place in places.items()]
     return "\n".join([*_table(plan.spec, rows), "", *why, "", *where])
@@ -69,6 +73,10 @@ def expected_epochs(spec: SearchSpec, epochs: int) -> int:
         total, before = total + left * (rung - before), rung
         left = math.ceil(left / spec.stopping.reduction)
     return total + left * (epochs - before)
+
+
+def _where(paths: StudyPaths) -> str:
+    return store.shown(str(paths.store.uri)) if paths.store else str(paths.folder)
 
 
 def _slots(plan: Plan) -> str:

@@ -19,6 +19,7 @@ import math
 import shutil
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,8 +30,9 @@ import durable
 from search import epochs, rules, watchdog, workload
 from search.epochs import EpochLine
 from search.errors import DiskError, disk_error, is_disk
-from search.record import State
+from search.record import State, is_extra
 from search.spec import Objective
+from search.store import Store
 from search.study import RESULT, Outcome, read_outcome
 
 CHANGES = "changes.json"
@@ -48,8 +50,8 @@ class TrialRun:
     """One trial as it runs in a process: pulls epochs, keeps files, and ends in a committed outcome.
 
     Args:
-        order: `number`, `workload`, `config`, `objectives`, `folder`, `resources` and `tensorboard` (whether to write
-            events), as plain data.
+        order: `number`, `workload`, `config`, `objectives`, `folder`, `resources`, `tensorboard` (whether to write
+            events) and perhaps `store` (the URI of the study's folder), as plain data.
         saving: called with a checkpoint's folder before it is saved, so that other ranks of the trial can do their
             part of it.
     """
@@ -63,19 +65,25 @@ class TrialRun:
         self.hung_after_s: float | Literal["auto"] = order.get("resources", {}).get("hung_after_s", "auto")
         self.last = self.drawn = time.time()
         self.rows: list[EpochLine] = []
-        self.committed = read_outcome(self.folder)
-        if self.committed is None and watchdog.ended(self.folder):
-            self.rows = epochs.read(self.folder)
-            reason = watchdog.reason(self.limit_s())
-            self.committed = fail(self.folder, self.objectives, reason, watchdog.stacks(self.folder))
-        self.disk: OSError | None = None
-        if self.committed is None:
-            try:
-                self._begin(order["workload"], order["tensorboard"])
-            except OSError as error:
-                if not is_disk(error):
-                    raise
-                self.disk = error
+        self.store = Store(self.folder.parent.parent, order.get("store"))
+        self.committed: Outcome | None = None
+        self.disk: DiskError | None = None
+        try:
+            with _minding_the_disk(self.folder):
+                self.store.pull(self.folder, skip=is_extra)
+                self.committed = read_outcome(self.folder) or self._hung()
+                if self.committed is None:
+                    self._begin(order["workload"], order["tensorboard"])
+        except DiskError as error:
+            self.disk = error
+
+    def _hung(self) -> Outcome | None:
+        """Return the outcome of a trial whose process before this one took too long for an epoch; None otherwise."""
+        if not watchdog.ended(self.folder):
+            return None
+        self.rows = epochs.read(self.folder)
+        reason = watchdog.reason(self.limit_s())
+        return fail(self.folder, self.objectives, reason, watchdog.stacks(self.folder))
 
     def _begin(self, name: str, tensorboard: bool) -> None:
         self.checkpoints = self.folder / "checkpoints"
@@ -83,6 +91,7 @@ class TrialRun:
         self.attempt = _claim(self.folder)
         if self.attempt == 1:
             durable.write_json(self.folder / "config.json", self.config)
+        self._announce()
         self.config |= durable.read_json(changes) if (changes := self.folder / CHANGES).is_file() else {}
         told = epochs.read(self.folder)
         self.resume = _newest(self.checkpoints, _last_row(told))
@@ -140,6 +149,29 @@ class TrialRun:
         if events is not None:
             events.close()
         gc.collect()
+        try:
+            self.store.push(self.folder, skip=lambda name: not (is_extra(name) or name == "error.txt"))
+        except DiskError as error:  # what matters is there already
+            logger.warning("trial %s: %s", self.number, error)
+
+    def _announce(self) -> None:
+        """Tell the store who has the trial now, and fetch the parent."""
+        if not self.store:
+            return
+        self.mark = uuid.uuid4().hex.encode()
+        self.store.write(_attempt(self.folder, self.attempt), self.mark)
+        self.store.push(self.folder / "config.json")
+        parent = self.store.folder / "parent"
+        if self.config.get("parent") == str(parent):
+            self.store.pull(parent)
+
+    def _refuse_superseded(self) -> None:
+        mine, later = _attempt(self.folder, self.attempt), _attempt(self.folder, self.attempt + 1)
+        if later.exists() or (self.store and self.store.read(later) is not None):
+            raise Superseded(f"{self.folder}: attempt {self.attempt + 1} has taken over")
+        # Of two that took the same number, because neither saw the other, the one that wrote last goes on.
+        if self.store and self.store.read(mine) != self.mark:
+            raise Superseded(f"{self.folder}: another process has taken attempt {self.attempt} over")
 
     def _open_events(self) -> Any:
         from search.tensorboard import Scalars
@@ -160,7 +192,7 @@ class TrialRun:
 
     def _keep(self, epoch: Any, finished: bool) -> None:
         """Write what the epoch gave, the checkpoint before the line that says it exists."""
-        _refuse_superseded(self.folder, self.attempt)
+        self._refuse_superseded()
         for objective in self.objectives:
             if objective.metric not in epoch.metrics:
                 raise ValueError(f"{objective.metric} is undefined at epoch {epoch.number}")
@@ -172,6 +204,7 @@ class TrialRun:
         if self.saving is not None:
             self.saving(folder)
         _save(epoch, folder)
+        self.store.push(folder)
         now = time.time()
         row = EpochLine(
             epoch=epoch.number,
@@ -183,6 +216,7 @@ class TrialRun:
         self.last = now
         self.rows.append(row)
         epochs.append(self.folder, row)
+        self.store.push(self.folder / epochs.FILE)
         self._thin_out()
         if self.events is not None:
             self.events.write(epoch.number, row.metrics, now)
@@ -202,10 +236,12 @@ class TrialRun:
                 raise
             logger.warning("trial %s: no picture of epoch %s: %s", self.number, epoch.number, error)
 
-    def _thin_out(self) -> None:
+    def _thin_out(self, kept: int = KEPT) -> None:
+        """Delete all checkpoints but the newest few and the best."""
         best = self._best()
-        for folder in _all_checkpoints(self.checkpoints)[:-KEPT]:
+        for folder in _all_checkpoints(self.checkpoints)[: -kept or None]:
             if _epoch_of(folder) != best:
+                self.store.delete(folder)
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _best(self) -> int | None:
@@ -215,9 +251,7 @@ class TrialRun:
         best = self._best()
         if best is None:
             return self._commit(self._outcome("failed", "the workload yielded no epoch"))
-        for folder in _all_checkpoints(self.checkpoints):
-            if _epoch_of(folder) != best:
-                shutil.rmtree(folder, ignore_errors=True)
+        self._thin_out(kept=0)
         last = self.rows[-1].epoch
         reason = "finished" if last >= self.config["epochs"] else f"the workload ended it after epoch {last}"
         return self._commit(self._outcome("complete", reason))
@@ -310,13 +344,12 @@ def attempts(folder: Path) -> int:
 def _claim(folder: Path) -> int:
     """Return the number of this attempt; a process that made an earlier one is superseded from now on."""
     attempt = attempts(folder) + 1
-    (folder / f"attempt-{attempt}").touch(exist_ok=False)
+    _attempt(folder, attempt).touch(exist_ok=False)
     return attempt
 
 
-def _refuse_superseded(folder: Path, attempt: int) -> None:
-    if (folder / f"attempt-{attempt + 1}").exists():
-        raise Superseded(f"{folder}: attempt {attempt + 1} has taken over")
+def _attempt(folder: Path, number: int) -> Path:
+    return folder / f"attempt-{number}"
 
 
 def _save(epoch: Any, folder: Path) -> None:

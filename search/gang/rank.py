@@ -20,7 +20,7 @@ from typing import Any
 
 import configuration
 from search import trial, watchdog, workload
-from search.errors import DiskError, disk_error
+from search.errors import DiskError
 from search.trial import TrialRun
 from search.watchdog import Watchdog
 
@@ -59,7 +59,7 @@ class Leader:
     def start(self) -> dict[str, Any]:
         """Return what the others need to go on from the same place."""
         if self.run.disk is not None:
-            raise disk_error(self.run.disk, self.run.disk.filename or self.run.folder)
+            raise self.run.disk
         return {"resume": str(self.run.resume) if self.run.resume else None, "config": self.run.config}
 
     def step(self) -> dict[str, Any]:

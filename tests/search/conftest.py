@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,9 @@ from search import spec_file
 from search.record import StudyPaths
 from search.spec import SearchSpec
 from search.study import Outcome, Study, Task
+
+# For the local S3 server of test_store.py; slots inherit them from the session's Ray.
+os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 
 LR = {"type": "float", "low": 1.0e-5, "high": 1.0, "log": True}
 WIDTH = {"type": "int", "low": 8, "high": 256, "log": True}

@@ -114,7 +114,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(toy: Load, sections: dict[s
         ({"search": {"trials": 2.5}}, "search.trials: got 2.5; expected whole number"),
         ({"search": {"trials": True}}, "search.trials: got True; expected whole number"),
         ({"search": {"trials": 0}}, "search.trials: got 0; expected at least 1"),
-        ({"search": [1]}, "search: expected keys sampler, trials, seed, wall_time_s, slot_hours; got [1]"),
+        ({"search": [1]}, "search: expected keys sampler, trials, seed, wall_time_s, slot_hours, storage; got [1]"),
         ({"search": {"sampler": "tpee"}}, "expected one of auto, tpe, gp, cmaes, nsga2, qmc, random, grid; did you"),
         ({"search": {"wall_time_s": 0.0}}, "search.wall_time_s: got 0.0; expected more than 0, or null for no limit"),
         ({"stopping": {"reduction": 1}}, "stopping.reduction: got 1; expected at least 2"),
