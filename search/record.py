@@ -70,6 +70,11 @@ class StudyPaths:
         """Held by the process that writes the study."""
         return self.folder / "lease.json"
 
+    @property
+    def stop(self) -> Path:
+        """Asks the driver that holds the study to stop; gone at the next start."""
+        return self.folder / "stop"
+
     def trial(self, number: int) -> Path:
         """Folder of one trial: config.json, metrics.jsonl, result.json, checkpoints/, TensorBoard events."""
         return self.folder / "trials" / str(number)

@@ -116,6 +116,8 @@ class Resources:
     """deepspeed: what the workers share. 1: optimiser state. 2: gradients too. 3: weights too. 0: nothing."""
     max_attempts: int = 3
     """How often a trial is started in all when its process dies."""
+    queue: str = "default"
+    """On a cluster with several searches: the queue whose share of it this one has a part of."""
 
 
 @dataclass(frozen=True, kw_only=True)

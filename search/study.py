@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import optuna
 from optuna.storages import JournalStorage
@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import configuration
 from configuration import ConfigError
-from search import rules, samplers, space, workload
+from search import holder, rules, samplers, space, workload
 from search.errors import StudyError
 from search.record import State, StudyPaths, TrialRecord
 from search.spec import SearchSpec
@@ -33,6 +33,7 @@ from search.spec_file import config_values
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
+LEASE_TRIES = 3
 REFUSALS = 1000
 """Configurations in a row that constraints may refuse before the search gives up."""
 
@@ -152,6 +153,11 @@ class Study:
     def forget_checkpoint(self, number: int) -> None:
         """Delete the checkpoints of a trial; its numbers stay."""
         shutil.rmtree(self.trial_folder(number) / "checkpoints", ignore_errors=True)
+
+    @property
+    def label(self) -> str:
+        """What logs and figures call it: its folder's name, and which part of the search it is."""
+        return f"{self.paths.folder.name}{self.name.removeprefix(self.spec.name)}"
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of one trial."""
@@ -341,7 +347,7 @@ def lease(paths: StudyPaths) -> Iterator[None]:
     paths.folder.mkdir(parents=True, exist_ok=True)
     with paths.lease.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             file.seek(0)
             raise StudyError(
@@ -350,10 +356,18 @@ def lease(paths: StudyPaths) -> Iterator[None]:
             ) from error
         file.seek(0)
         file.truncate()
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
+        json.dump(holder.lines(), file)
         file.flush()
         yield
+
+
+def _lock(file: TextIO) -> None:
+    """Take the lease; whoever only looks whether it is taken has it for an instant, so ask more than once."""
+    for _ in range(LEASE_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(holder.POLL_S)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class _HeldLease(BaseJournalFileLock):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import configuration
-from search import trial, workload
+from search import logs, trial, workload
 from search.errors import DiskError, disk_error
 from search.trial import TrialRun
 
@@ -123,6 +123,7 @@ def _serve(crew: Connection, rank: int) -> None:
 def _part(crew: Connection, rank: int, order: Mapping[str, Any]) -> Leader | Follower:
     if rank == 0:
         return Leader(order["trial"], lambda folder: send(crew, {"did": "saving", "folder": str(folder)}))
+    logs.in_worker(order["trial"], rank, trial.attempts(Path(order["trial"]["folder"])) or None)
     return Follower(order["trial"], order["resume"], order["config"])
 
 
