@@ -27,7 +27,7 @@ SECTIONS: dict[str, Any] = {
     "search": {"sampler": "random", "trials": 4, "seed": 1},
     "stopping": {"rule": "none"},
     "promotion": {"k": 1},
-    "resources": {"slots": 2},
+    "resources": {"slots": 2, "gpus_per_worker": 0},
 }
 Run = Callable[..., tuple[int, str, str]]
 
