@@ -7,16 +7,19 @@ import io
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search import queues
+from search import executor, queues
 from search.errors import SpecError
 from search.queues import Alone, Broker, Claim, Turn, allot
+from search.record import TrialRecord
 from search.resources import Room
 from search.spec import Resources
+from tests.search.conftest import Load, Open
 
 EIGHT = Room(8.0, 0.0, "here")
 
@@ -185,3 +188,54 @@ def test_searches_of_one_cluster_ask_one_actor(monkeypatch: pytest.MonkeyPatch) 
     while any(actor["name"] == queues.ACTOR for actor in ray.util.list_named_actors(all_namespaces=True)):
         assert time.monotonic() < until, "the last one out ends the actor"
         time.sleep(0.05)
+
+
+class Watcher:
+    """The executor's listener; notes the processors that are free while one long trial runs."""
+
+    def __init__(self) -> None:
+        self.placed: set[int] = set()
+        self.ended: set[int] = set()
+        self.free: list[float] = []
+
+    def trial_started(self, number: int, params: dict[str, Any]) -> None:
+        pass
+
+    def trial_placed(self, number: int) -> None:
+        self.placed.add(number)
+
+    def trial_retried(self, number: int, reason: str) -> None:
+        pass
+
+    def trial_epoch(self, number: int, epoch: int, values: tuple[float, ...], metrics: dict[str, float]) -> None:
+        pass
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        self.ended.add(record.number)
+
+    def tick(self) -> None:
+        import ray
+
+        if self.ended == {0}:
+            self.free.append(ray.available_resources().get("CPU", 0.0))
+
+    def allowed(self) -> int:
+        return 1 if len(self.placed) >= 2 else 2
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_slot_that_is_to_be_others_is_given_back_while_a_long_trial_runs(toy: Load, open_study: Open) -> None:
+    spec = toy(
+        parameters={"epochs": {"choices": [2, 60]}},
+        fixed={"epoch_s": 0.05},
+        search={"sampler": "random", "trials": 3},
+        stopping={"rule": "none"},
+        resources={"slots": 2, "gpus_per_worker": 0},
+    )
+    study, watcher = open_study(spec), Watcher()
+    for number, epochs in enumerate((2, 60, 2)):
+        study.enqueue({"epochs": epochs}, f"trial {number}")
+    executor.run(study, 2, watcher, allowed=watcher.allowed)
+    assert watcher.ended == {0, 1, 2}, "no work is lost"
+    assert max(watcher.free) >= 1, "the second slot was free while trial 1 went on"
