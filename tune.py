@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 
-from search import planning, ray_session, service, spec_file, summary
+from search import logs, planning, service, spec_file, summary
 from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
 from search.store import place
 
@@ -15,18 +14,17 @@ from search.store import place
 def main(arguments: list[str] | None = None) -> int:
     """Run one search, or go on with it; return the exit code."""
     given = _parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if ray_session.submitted() and not given.runs.is_absolute():
-            raise BadInput(f"--runs {given.runs}: a job has no folder to stay in; name one that all machines see")
+        stream = logs.start(logs.kind(given.log))
         spec = spec_file.load(given.space, given.set)
         store = place(given.runs, given.study or spec.name)
         plan = planning.make(spec, store.folder, store)
-        print(summary.plan_text(plan), file=sys.stdout if given.dry_run else sys.stderr, flush=True)
+        logs.enter(study=plan.paths.folder.name)
+        logs.say(sys.stdout if given.dry_run else stream, summary.plan_text(plan))
         if given.dry_run:
             return DONE
-        rows = service.run(plan, sys.stderr)
+        rows = service.run(plan, stream)
         print(summary.result_text(plan, rows))
         return DONE if rows else FAILED
     except BadInput as error:
@@ -45,12 +43,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the file")
     parser.add_argument("--study", help="name of the study's folder (default: the file's name)")
     parser.add_argument("--runs", default="runs", help="folder of all studies, or s3://BUCKET/FOLDER (default: runs)")
+    parser.add_argument("--log", choices=logs.KINDS, help=f"json: a line an event (default: ${logs.VARIABLE}, or text)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     return parser.parse_args(arguments)
 
 
 def _fail(problem: object, code: int) -> int:
-    print(f"tune.py: {problem}", file=sys.stderr)
+    logs.fail("tune.py", problem)
     return code
 
 

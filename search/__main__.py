@@ -1,4 +1,4 @@
-"""Use what a search has found, over Ray.
+"""Look after searches, and use what they have found.
 
 Results go to stdout, logs and progress to stderr; the exit code is 0 when done, 1 when it failed, 2 for bad input.
 """
@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, SearchError
+from search import commands as studies
+from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, BAD_INPUT)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, BAD_INPUT)
-    except SearchError as error:
+    except (SearchError, EvaluationError) as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command begins again", INTERRUPTED)
@@ -67,7 +68,31 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_predict(commands)
     commands.add_parser("token", help=token.__doc__, description=token.__doc__).set_defaults(run=token)
+    _add_studies(commands)
     return parser.parse_args(arguments)
+
+
+def _add_studies(commands: Any) -> None:
+    for name, run in studies.COMMANDS.items():
+        command = commands.add_parser(name, help=(run.__doc__ or "").partition("\n")[0], description=run.__doc__)
+        command.set_defaults(run=run)
+        if name == "compare":
+            command.add_argument("studies", metavar="STUDY", nargs="+", help=_STUDY)
+        elif name != "list":
+            command.add_argument("study", metavar="STUDY", help=_STUDY)
+        command.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all studies (default: runs)")
+        if name in ("list", "show", "compare"):
+            command.add_argument("--json", action="store_true", help="for programs: JSON on one line")
+        if name == "show":
+            command.add_argument("--trials", type=_count, default=5, metavar="N", help="best trials (default: 5)")
+        if name == "stop":
+            command.add_argument("--wait", type=_amount, default=60.0, metavar="S", help="seconds (default: 60)")
+        if name == "promote":
+            command.add_argument("--trial", type=int, action="append", default=[], metavar="N", help="a finished trial")
+            command.add_argument("--k", type=_count, metavar="K", help="the best K instead (default: the study's own)")
+
+
+_STUDY = "a study's folder, or its name below --runs"
 
 
 def _add_predict(commands: Any) -> None:

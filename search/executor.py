@@ -30,7 +30,7 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from search import epochs, trial
+from search import epochs, logs, trial
 from search.drain import LEAVING
 from search.errors import DiskError, SearchError, disk_error, is_disk
 from search.record import State, TrialRecord
@@ -60,7 +60,13 @@ class Listener(Protocol):
     """Whoever wants to see what happens while trials run; called in the driver."""
 
     def trial_started(self, number: int, params: dict[str, Any]) -> None:
-        """A slot begins this trial."""
+        """The trial waits for its process."""
+
+    def trial_placed(self, number: int) -> None:
+        """A process has the trial."""
+
+    def trial_retried(self, number: int, reason: str) -> None:
+        """The trial lost its process and waits for another; the reason is one word of few."""
 
     def trial_epoch(self, number: int, epoch: int, values: tuple[float, ...], metrics: dict[str, float]) -> None:
         """The trial has finished an epoch."""
@@ -72,7 +78,13 @@ class Listener(Protocol):
         """Some time has passed."""
 
 
-def run(study: Study, slots: int, listener: Listener, may_start: Callable[[], bool] = lambda: True) -> None:
+def run(
+    study: Study,
+    slots: int,
+    listener: Listener,
+    may_start: Callable[[], bool] = lambda: True,
+    allowed: Callable[[], int] | None = None,
+) -> None:
     """Run trials until the study has no more to ask; Ray must be up.
 
     Args:
@@ -80,8 +92,9 @@ def run(study: Study, slots: int, listener: Listener, may_start: Callable[[], bo
         slots: how many trials run at the same time.
         listener: hears of every start, epoch and end.
         may_start: False once a budget is used up; trials that run then are carried to their end.
+        allowed: how many of the slots may be used now; None: all.
     """
-    director = Director(study, slots, listener, may_start)
+    director = Director(study, slots, listener, may_start, allowed)
     resources = study.spec.resources
     scratch = tempfile.mkdtemp(prefix="tune-")
     try:
@@ -126,8 +139,16 @@ def _trainable(resources: Resources) -> Any:
 class Director:
     """Joins Ray Tune's three interfaces to the study; lives in the driver."""
 
-    def __init__(self, study: Study, slots: int, listener: Listener, may_start: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        slots: int,
+        listener: Listener,
+        may_start: Callable[[], bool],
+        allowed: Callable[[], int] | None,
+    ) -> None:
         self.study, self.slots, self.listener, self.may_start = study, slots, listener, may_start
+        self.allowed = allowed or (lambda: slots)
         self.running: dict[str, Task] = {}
         self.broken: Exception | None = None
         self.crash = ""
@@ -295,7 +316,7 @@ class _Questions(_InDriver, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         director = self.director
-        if len(director.running) >= director.slots:
+        if len(director.running) >= director.allowed():
             return None
         try:
             task = director.next_task(trial_id)
@@ -331,6 +352,8 @@ class _Verdicts(_InDriver, FIFOScheduler):
         self.director = director
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if len(self.director.running) >= self.director.allowed() < self.director.slots:
+            tune_controller._cleanup_cached_actors(force_all=True)  # a slot kept warm that others are to have
         if "halt" in result:
             self.director.halt(result["halt"])
             return TrialScheduler.STOP
@@ -354,8 +377,26 @@ class _Ticks(_InDriver, tune.Callback):
     def __init__(self, director: Director) -> None:
         self.director = director
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if task := self.director.running.get(trial.trial_id):
+            self.director.listener.trial_placed(task.number)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if task := self.director.running.get(trial.trial_id):
+            self.director.listener.trial_retried(task.number, _lost(trial.get_error()))
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.director.listener.tick()
+
+
+def _lost(error: Any) -> str:
+    """Return what a trial lost its process to, in one of few words."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "OutOfMemoryError" in kinds or "low on memory" in str(error):
+        return "memory"
+    if "NodeDiedError" in kinds or "node has died" in str(error):
+        return "node"
+    return "process" if kinds & {"RayActorError", "WorkerCrashedError"} else "error"
 
 
 def _order(study: Study, task: Task) -> dict[str, Any]:
@@ -368,6 +409,8 @@ def _order(study: Study, task: Task) -> dict[str, Any]:
         "folder": str(study.trial_folder(task.number).absolute()),
         "tensorboard": study.spec.tracking.tensorboard,
         "resources": asdict(study.spec.resources),
+        "study": study.label,
+        "log": logs.kind(),
         "scratch": str(study.paths.gangs.absolute()),
         "store": study.paths.store.uri,
     }

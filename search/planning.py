@@ -11,7 +11,7 @@ from typing import Any
 
 import configuration
 from configuration import ConfigError
-from search import address, parent, ray_session, resources, samplers, space, spec_file, tracking, workload
+from search import address, parent, ray_session, resources, samplers, space, spec_file, study_spec, tracking, workload
 from search.errors import SpecError, StudyError
 from search.record import StudyPaths
 from search.resources import Room
@@ -88,6 +88,29 @@ def make(spec: SearchSpec, folder: Path, store: Store | None = None) -> Plan:
         sampler=f"{name}: {why}",
         incumbent=incumbent,
         notes=(*minded, *notes, *manifest.get("warnings", [])),
+    )
+
+
+def recorded(paths: StudyPaths) -> Plan:
+    """Return the plan of a study as its folder tells it; nothing is checked, and what it ran on is not known.
+
+    Raises:
+        StudyError: if there is no study.
+    """
+    spec, content = study_spec.read(paths)
+    incumbent, notes = defaults(spec, content["config"])
+    name, why = samplers.choose(spec)
+    manifest = content["manifest"]
+    return Plan(
+        spec=spec,
+        paths=paths,
+        config=content["config"],
+        manifest=manifest,
+        slots=spec.resources.slots if isinstance(spec.resources.slots, int) else 0,
+        room=Room(0.0, 0.0, "a machine that is not known"),
+        sampler=f"{name}: {why}",
+        incumbent=incumbent,
+        notes=(*notes, *manifest.get("warnings", [])),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from search import logs
 from search.plots import WORDS, show
 from search.ranking import best
 from search.record import State, TrialRecord
@@ -117,7 +118,7 @@ class Progress:
         ended = self._count(record)
         self.state.ended = [*self.state.ended[1 - SHOWN_TRIALS :], ended]
         if self._live is None:
-            self._say(line(record, self.state.objective))
+            logs.say(self._stream, line(record, self.state.objective), trial=record.number, attempt=record.attempts)
         self.tick(time.monotonic() if now is None else now)
 
     def tick(self, now: float) -> None:
@@ -153,8 +154,7 @@ class Progress:
         return ended_line(record, state.objective)
 
     def _say(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
-        self._stream.flush()
+        logs.say(self._stream, text)
 
 
 def line(record: TrialRecord, objective: Objective) -> str:

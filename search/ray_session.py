@@ -21,10 +21,15 @@ def room() -> Room:
     """Return what there is to run on; connects where a cluster is named."""
     if _own():
         return Room(float(len(os.sched_getaffinity(0))), float(_gpus()), "this machine")
+    _connect()
+    return cluster()
+
+
+def cluster() -> Room:
+    """Return what the cluster has that this process is connected to."""
     import ray
     from ray._private.state import state
 
-    _connect()
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return Room(

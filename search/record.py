@@ -91,6 +91,11 @@ class StudyPaths:
         """Write to the store what has come to this machine's copy, all but the trials: they are written by others."""
         self.store.push(self.folder, skip=_is_of_a_trial)
 
+    @property
+    def stop(self) -> Path:
+        """Asks the driver that holds the study to stop; gone at the next start."""
+        return self.folder / "stop"
+
     def trial(self, number: int) -> Path:
         """Folder of one trial: config.json, metrics.jsonl, result.json, checkpoints/, TensorBoard events."""
         return self.folder / "trials" / str(number)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import durable
 from search import (
@@ -17,9 +17,12 @@ from search import (
     evaluation,
     evaluation_jobs,
     executor,
+    holder,
     leaderboard,
+    logs,
     parent,
     promotion,
+    queues,
     report,
     samplers,
     study_spec,
@@ -28,6 +31,7 @@ from search import (
 from search.desk import Desk
 from search.evaluation import Candidate
 from search.planning import Plan
+from search.promotion import Promoted
 from search.ray_session import RaySession
 from search.record import DEFAULTS, StudyPaths, TrialRecord
 from search.spec import Promotion, Stopping
@@ -48,7 +52,7 @@ def run(plan: Plan, stream: TextIO) -> list[leaderboard.Row]:
         EvaluationError: if a promoted checkpoint could not be evaluated; everything else is kept.
     """
 
-    with lease(plan.paths, address.resolve(plan.spec.search.storage)) as database:
+    with _held(plan) as database:
         study_spec.write(plan.paths, plan.spec, plan.config, plan.manifest)
         plan.paths.push()
         with RaySession(plan.room) as session:
@@ -58,12 +62,39 @@ def run(plan: Plan, stream: TextIO) -> list[leaderboard.Row]:
             study.enqueue(plan.incumbent, DEFAULTS)
             parent.enqueue(study, plan.spec, scanned)
             _search(plan, study, session, stream)
-            candidates = [*parent.candidates(plan), *_candidates(plan, study, session, stream)]
-            _evaluate(plan, candidates, session, stream)
-        rows = write_outputs(plan, study.records(), [candidate.name for candidate in candidates])
-        _write_models(plan.paths, rows)
-        plan.paths.push()
-    return rows
+            _promote(plan, study)
+            names = _evaluate(plan, study, session, stream)
+        return _conclude(plan, study, names)
+
+
+def promote(plan: Plan, numbers: Sequence[int], k: int, stream: TextIO) -> list[leaderboard.Row]:
+    """Promote trials by hand and evaluate them, by the road that the rule's own go; return the leaderboard.
+
+    Args:
+        plan: of the search, which need not have ended.
+        numbers: of trials that have finished; none: the best k by the study's rule.
+        k: how many, where there are no numbers.
+        stream: where progress is shown.
+    Raises:
+        StudyError: if one of them cannot be promoted, or another process holds the study.
+        EvaluationError: as `run`.
+    """
+    with _held(plan) as database:
+        study_spec.write(plan.paths, plan.spec, plan.config, plan.manifest)
+        with RaySession(plan.room) as session:
+            plan = parent.inherit(plan, lambda training: _search(plan, training, session, stream), database)
+            study = Study(plan.paths, plan.spec, database=database)
+            chosen = promotion.by_hand(study.records(), plan.spec.objectives, plan.spec.promotion, numbers, k)
+            _promote(plan, study, chosen)
+            names = _evaluate(plan, study, session, stream)
+        return _conclude(plan, study, names)
+
+
+@contextlib.contextmanager
+def _held(plan: Plan) -> Iterator[Database | None]:
+    """Hold the study, and listen for who asks it to stop."""
+    with lease(plan.paths, address.resolve(plan.spec.search.storage)) as database, holder.attending(plan.paths):
+        yield database
 
 
 def _search(plan: Plan, study: Study, session: RaySession, stream: TextIO) -> None:
@@ -74,11 +105,12 @@ def _search(plan: Plan, study: Study, session: RaySession, stream: TextIO) -> No
         _say(stream, f"{study.name}: complete, {why}")
         return
     session.start()
-    desk = Desk(study, stream)
-    try:
-        executor.run(study, plan.slots, desk, may_start)
-    finally:
-        desk.close()
+    with queues.turn(study.trial_folder(0).parent, study.spec.resources, plan.slots, stream) as turn:
+        desk = Desk(study, stream, turn)
+        try:
+            executor.run(study, plan.slots, desk, may_start, lambda: turn.slots)
+        finally:
+            desk.close()
     study.sync()
 
 
@@ -97,43 +129,74 @@ def _budget(study: Study) -> Callable[[], bool]:
     return may_start
 
 
-def _candidates(plan: Plan, study: Study, session: RaySession, stream: TextIO) -> list[Candidate]:
-    """Write who was promoted and why; return what to evaluate: the search's checkpoints, or those trained again."""
+def _promote(plan: Plan, study: Study, chosen: Sequence[Promoted] | None = None) -> None:
+    """Write who is promoted and why: by the rule once the search has ended, and whoever was chosen by hand.
+
+    chosen: by hand now; None: the search has ended.
+    """
     records, rule = study.records(), plan.spec.promotion
-    promoted = promotion.promote(records, plan.spec.objectives, rule)
+    before = leaderboard.read_promotion(plan.paths)
+    able = {record.number for record in records if promotion.can_move_on(record, rule)}
+    earlier = [Promoted(**item) for item in before["promoted"] if item["trial"] in able]
+    if chosen is None:
+        before["trials"] = len(records)
+        ruled = promotion.promote(records, plan.spec.objectives, rule)
+        promoted = promotion.joined(ruled, [item for item in earlier if item.by == "hand"])
+    else:
+        promoted = promotion.joined(earlier, chosen)
     incumbent = next((r.number for r in records if r.is_incumbent and r.state == "complete" and r.checkpoint), None)
     content = {"promoted": list(map(asdict, promoted)), "incumbent": incumbent, "rule": asdict(rule)}
-    durable.write_json(plan.paths.promotion, content)
-    numbers = dict.fromkeys([*(item.trial for item in promoted), *([] if incumbent is None else [incumbent])])
-    chosen = [study.record(number) for number in numbers]
-    if rule.epochs is None and rule.seeds == 1:
-        return [_candidate(str(record.number), record.number, record) for record in chosen]
-    again = _trained_again(plan, chosen, study.database)
-    _search(plan, again, session, stream)
-    ended = {record.note: record for record in again.records()}
-    candidates = []
-    for number, seed in itertools.product((record.number for record in chosen), range(rule.seeds)):
-        record = ended[_note(number, seed, rule)]
-        if record.state == "complete" and record.checkpoint is not None:
-            candidates.append(_candidate(f"{number}-seed{seed}", number, record))
-        else:
-            _say(stream, f"trial {number}, trained again with seed {seed}, is not evaluated: {record.reason}")
-    return candidates
+    durable.write_json(plan.paths.promotion, {**before, **content})
 
 
-def _evaluate(plan: Plan, candidates: Sequence[Candidate], session: RaySession, stream: TextIO) -> None:
-    """Run the evaluation jobs that are still missing."""
+def _evaluate(plan: Plan, study: Study, session: RaySession, stream: TextIO) -> list[str]:
+    """Run the evaluation jobs that are still missing; return the names of all that count."""
+    candidates = [*parent.candidates(plan), *_candidates(plan, study, session, stream)]
     todo = evaluation.missing(plan.paths, candidates)
     if todo:
         _say(stream, f"evaluating {len(todo)} checkpoints on the test split")
         session.start()
         run = evaluation_jobs.run if plan.spec.evaluation.run_as == "jobs" else evaluation.run
         run(plan.paths, plan.spec, todo, lambda name: _say(stream, f"evaluated trial {name}"))
+    return [candidate.name for candidate in candidates]
+
+
+def _candidates(plan: Plan, study: Study, session: RaySession, stream: TextIO) -> list[Candidate]:
+    """Return what to evaluate of the promoted: the search's checkpoints, or those trained again."""
+    rule = plan.spec.promotion
+    chosen = [study.record(number) for number in _numbers(leaderboard.read_promotion(plan.paths))]
+    if not promotion.trains_again(rule):
+        return [_candidate(str(record.number), record.number, record) for record in chosen]
+    again = _trained_again(plan, chosen, study.database)
+    _search(plan, again, session, stream)
+    ended = {record.note: record for record in again.records()}
+    candidates = []
+    for record in chosen:
+        for seed, name in enumerate(promotion.names(record.number, rule)):
+            trained = ended[_note(record.number, seed, rule)]
+            if trained.state == "complete" and trained.checkpoint is not None:
+                candidates.append(_candidate(name, record.number, trained))
+            else:
+                problem = f"trained again with seed {seed}, is not evaluated: {trained.reason}"
+                _say(stream, f"trial {record.number}, {problem}")
+    return candidates
+
+
+def _numbers(promoted: Mapping[str, Any]) -> list[int]:
+    """Return the trials to evaluate: the promoted, and the incumbent to compare them with."""
+    incumbent = [] if promoted["incumbent"] is None else [promoted["incumbent"]]
+    return list(dict.fromkeys([*(item["trial"] for item in promoted["promoted"]), *incumbent]))
+
+
+def _conclude(plan: Plan, study: Study, names: Sequence[str]) -> list[leaderboard.Row]:
+    rows = write_outputs(plan, study.records(), names)
+    _write_models(plan.paths, rows)
+    plan.paths.push()
+    return rows
 
 
 def _say(stream: TextIO, text: str) -> None:
-    stream.write(f"{text}\n")
-    stream.flush()
+    logs.say(stream, text)
 
 
 def _trained_again(plan: Plan, chosen: Sequence[TrialRecord], database: Database | None) -> Study:
@@ -168,6 +231,13 @@ def _candidate(name: str, number: int, record: TrialRecord) -> Candidate:
     return Candidate(name, number, record.checkpoint, record.checkpoint_sha256, epochs, record.slot_s)
 
 
+def evaluated(plan: Plan) -> list[str]:
+    """Return the names of the evaluations that count, as far as they are known without doing any."""
+    rule, promoted = plan.spec.promotion, leaderboard.read_promotion(plan.paths)
+    names = [name for number in _numbers(promoted) for name in promotion.names(number, rule)]
+    return [*(candidate.name for candidate in parent.candidates(plan)), *names]
+
+
 def write_outputs(plan: Plan, records: Sequence[TrialRecord], names: Sequence[str]) -> list[leaderboard.Row]:
     """Write everything that can be made again from the study and the evaluations; return the leaderboard.
 
@@ -190,7 +260,7 @@ def write_outputs(plan: Plan, records: Sequence[TrialRecord], names: Sequence[st
         wall_s=wall_time(records),
         slots=plan.slots,
         sampler=plan.sampler,
-        versions=study_spec.versions(),
+        versions=study_spec.recorded_versions(paths),
         manifest=plan.manifest,
         warnings=plan.notes,
     )

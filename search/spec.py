@@ -121,6 +121,8 @@ class Resources:
     hung_after_s: float | Literal["auto"] = "auto"
     """A trial whose epoch takes longer has failed, and its processes are replaced. auto: ten times its longest epoch so
     far and at least half an hour; six hours for its first."""
+    queue: str = "default"
+    """On a cluster with several searches: the queue whose share of it this one has a part of."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import durable
+from search import ray_session
 from search.errors import SpecError, StoreError, StudyError, disk_error, is_disk
 
 CACHE = "SEGMENTATION_CACHE"
@@ -349,8 +350,10 @@ def place(runs: str, study: str) -> Store:
     """Return where a study lies: below a folder, which is the truth itself, or below the URI of a store.
 
     Raises:
-        SpecError: if it is a URI that cannot be used.
+        SpecError: if it is a URI that cannot be used, or a folder that would go with the job that this process is.
     """
+    if ray_session.submitted() and "://" not in runs and not Path(runs).is_absolute():
+        raise SpecError(f"--runs {runs}: a job's own folder is deleted after it; name one that all machines see")
     if not re.match(r"[a-z0-9+]+://", runs):
         return Store(Path(runs) / study)
     if runs.startswith("file://"):

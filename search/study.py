@@ -11,13 +11,12 @@ import json
 import logging
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import optuna
 from optuna.storages import JournalStorage
@@ -29,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 import configuration
 import durable
 from configuration import ConfigError
-from search import address, rules, samplers, space, workload
+from search import address, holder, rules, samplers, space, workload
 from search.errors import StudyError
 from search.record import State, StudyPaths, TrialRecord, is_bulk
 from search.spec import SearchSpec
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
+LEASE_TRIES = 3
 REFUSALS = 1000
 """Configurations in a row that constraints may refuse before the search gives up."""
 
@@ -188,6 +188,11 @@ class Study:
     def fetch(self, number: int) -> None:
         """Have on this machine what is known of a trial, where its slot may have been on another; not its weights."""
         self.paths.store.pull(self.trial_folder(number), skip=is_bulk)
+
+    @property
+    def label(self) -> str:
+        """What logs and figures call it: its folder's name, and which part of the search it is."""
+        return f"{self.paths.folder.name}{self.name.removeprefix(self.spec.name)}"
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of one trial."""
@@ -414,7 +419,7 @@ def file_lease(paths: StudyPaths) -> Iterator[None]:
     paths.folder.mkdir(parents=True, exist_ok=True)
     with paths.lease.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             file.seek(0)
             raise StudyError(
@@ -423,10 +428,18 @@ def file_lease(paths: StudyPaths) -> Iterator[None]:
             ) from error
         file.seek(0)
         file.truncate()
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
+        json.dump(holder.lines(), file)
         file.flush()
         yield
+
+
+def _lock(file: TextIO) -> None:
+    """Take the lease; whoever only looks whether it is taken has it for an instant, so ask more than once."""
+    for _ in range(LEASE_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(holder.POLL_S)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class _HeldLease(BaseJournalFileLock):

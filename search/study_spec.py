@@ -14,7 +14,19 @@ import durable
 from configuration import YamlError, flatten, read_yaml, without_retired
 from search.errors import StudyError
 from search.record import StudyPaths
-from search.spec import Parent, SearchSpec
+from search.spec import (
+    Evaluation,
+    Objective,
+    Parameter,
+    Parent,
+    Promotion,
+    Resources,
+    Search,
+    SearchSpec,
+    Stopping,
+    Tracking,
+    Training,
+)
 
 FREE = (
     "search.trials",
@@ -44,6 +56,14 @@ FROZEN = (
 """Parts that may not: with more workers, a step learns from more images."""
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "timm", "numpy")
 SHOWN_DIFFERENCES = 5
+_SECTIONS: dict[str, Any] = {
+    "search": Search,
+    "stopping": Stopping,
+    "resources": Resources,
+    "promotion": Promotion,
+    "evaluation": Evaluation,
+    "tracking": Tracking,
+}
 
 
 def write(paths: StudyPaths, spec: SearchSpec, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
@@ -74,6 +94,44 @@ def _kept(paths: StudyPaths) -> Mapping[str, Any]:
     if not isinstance(kept, Mapping):
         raise StudyError(f"{paths.spec}: holds no spec; put it back, or give this search another --study NAME")
     return kept
+
+
+def read(paths: StudyPaths) -> tuple[SearchSpec, dict[str, Any]]:
+    """Return a study's spec, and all of spec.yaml.
+
+    Raises:
+        StudyError: if there is none, or another version of this program wrote it in words that are unknown here.
+    """
+    try:
+        content = dict(_kept(paths))
+        return _spec(content), content
+    except FileNotFoundError as error:
+        raise StudyError(f"{paths.folder}: no study is here: {paths.spec.name} is missing") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise StudyError(
+            f"{paths.spec}: not understood ({error}); use the version of this program that wrote it, "
+            "or run the search's own command, which writes it again"
+        ) from error
+
+
+def _spec(content: Mapping[str, Any]) -> SearchSpec:
+    parent = content.get("parent", {})
+    sections = {name: kind(**content[name]) for name, kind in _SECTIONS.items() if name in content}
+    return SearchSpec(
+        name=content["name"],
+        workload=content["workload"],
+        objectives=tuple(Objective(**objective) for objective in content["objectives"]),
+        parameters=tuple(_parameter(name, values) for name, values in content["parameters"].items()),
+        constraints=tuple(content.get("constraints", ())),
+        fixed=content.get("fixed", {}),
+        parent=Parent(**{**parent, "train": Training(**parent.get("train", {}))}),
+        **sections,
+    )
+
+
+def _parameter(name: str, values: Mapping[str, Any]) -> Parameter:
+    when = {other: tuple(wanted) for other, wanted in values.get("when", {}).items()}
+    return Parameter(name=name, **{**values, "choices": tuple(values.get("choices", ())), "when": when})
 
 
 def resolved(spec: SearchSpec, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +167,12 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    return found
+
+
+def recorded_versions(paths: StudyPaths) -> dict[str, str]:
+    """Return the versions that a study was last run with."""
+    found: dict[str, str] = read(paths)[1]["versions"]
     return found
 
 

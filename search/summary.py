@@ -45,6 +45,17 @@ def plan_text(plan: Plan) -> str:
     return "\n".join([*text, *(f"note: {note}" for note in plan.notes)])
 
 
+def question(spec: SearchSpec, epochs: int) -> dict[str, str]:
+    """Return what a study asks, line by line under its headings; a trial has at most so many epochs."""
+    return {
+        "objective": ", ".join(map(_objective, spec.objectives)),
+        "parameters": "",
+        **{f"  {parameter.name}": _parameter(parameter) for parameter in spec.parameters},
+        "stopping": _stopping(spec, epochs),
+        "promotion": _promotion(spec),
+    }
+
+
 def result_text(plan: Plan, rows: Sequence[Row]) -> str:
     """Return the leaderboard, why each promoted trial was promoted, and where everything is."""
     why = [f"trial {item['trial']}: {item['why']}" for item in read_promotion(plan.paths)["promoted"]]

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import configuration
 import durable
-from search import epochs, rules, watchdog, workload
+from search import epochs, logs, rules, watchdog, workload
 from search.epochs import EpochLine
 from search.errors import DiskError, disk_error, is_disk
 from search.record import State, is_extra
@@ -57,7 +57,7 @@ class TrialRun:
     """
 
     def __init__(self, order: Mapping[str, Any], saving: Callable[[Path], None] | None = None) -> None:
-        self.saving = saving
+        self.saving, self.order = saving, order
         self.folder = Path(order["folder"])
         self.number: int = order["number"]
         self.config: dict[str, Any] = dict(order["config"])
@@ -89,6 +89,7 @@ class TrialRun:
         self.checkpoints = self.folder / "checkpoints"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.attempt = _claim(self.folder)
+        logs.in_worker(self.order, rank=0, attempt=self.attempt)
         if self.attempt == 1:
             durable.write_json(self.folder / "config.json", self.config)
         self._announce()
@@ -217,6 +218,9 @@ class TrialRun:
         self.rows.append(row)
         epochs.append(self.folder, row)
         self.store.push(self.folder / epochs.FILE)
+        if logger.isEnabledFor(logging.INFO):
+            shown = ", ".join(f"{o.metric} {value:g}" for o, value in zip(self.objectives, values, strict=True))
+            logger.info("trial %s epoch %s %s %.1f s", self.number, row.epoch, shown, row.seconds)
         self._thin_out()
         if self.events is not None:
             self.events.write(epoch.number, row.metrics, now)

@@ -39,6 +39,8 @@ SHORTER = {
     "python -m workloads cost pairs CHECKPOINT": " --out {runs}/cost",
     "python -m workloads export pairs CHECKPOINT --int8": " --out {runs}/export",
     "python -m search predict pairs CHECKPOINT IMAGES --workers 2": " --out {runs}/sharded",
+    "python -m search list": " --json --runs {runs}",
+    "python -m search promote STUDY --trial 7": " --help",
     "python -m workloads filters pairs CHECKPOINT --set prune.default=0.3": " --out {runs}/filters",
     "python -m cluster lint cluster/aws.yaml": "",
     "python -m cluster fit unet3plus.yaml cluster/aws.yaml": "",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import configuration
-from search import trial, watchdog, workload
+from search import logs, trial, watchdog, workload
 from search.errors import DiskError
 from search.trial import TrialRun
 from search.watchdog import Watchdog
@@ -131,6 +131,7 @@ def _serve(crew: Connection, rank: int) -> None:
 def _part(crew: Connection, rank: int, order: Mapping[str, Any]) -> Leader | Follower:
     if rank == 0:
         return Leader(order["trial"], lambda folder: send(crew, {"did": "saving", "folder": str(folder)}))
+    logs.in_worker(order["trial"], rank, trial.attempts(Path(order["trial"]["folder"])) or None)
     return Follower(rank, order["trial"], order["resume"], order["config"])
 
 
