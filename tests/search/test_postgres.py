@@ -160,6 +160,7 @@ def test_what_is_told_is_what_a_journal_would_hold(
     assert not paths.journal.exists()
 
 
+@pytest.mark.slow
 def test_several_objectives_are_kept_too(url: str, toy: Load, paths: StudyPaths, drive: Drive) -> None:
     both = [{"metric": "score", "mode": "max"}, {"metric": "cost", "mode": "min"}]
     spec = toy(
@@ -268,6 +269,7 @@ def test_a_database_that_was_away_is_waited_for(
         assert [record.state for record in study.records()] == ["complete"] * 6
 
 
+@pytest.mark.slow
 def test_a_database_that_stays_away_is_named_and_the_same_command_goes_on(
     server: Server, url: str, spec: SearchSpec, paths: StudyPaths, drive: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +293,7 @@ def test_a_database_that_stays_away_is_named_and_the_same_command_goes_on(
         assert study.ask() is None
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_again_and_again_loses_and_doubles_nothing(
     server: Server, url: str, toy: Load, paths: StudyPaths, drive: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,7 +367,7 @@ def test_a_whole_search_and_its_password_in_no_file(
 ) -> None:
     monkeypatch.setenv(address.VARIABLE, url)
     spec = toy(
-        search={"sampler": "random", "trials": 4},
+        search={"sampler": "random", "trials": 3},
         fixed={"epochs": 2},
         resources={"slots": 2},
         promotion={"k": 1, "seeds": 2},
