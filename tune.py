@@ -8,18 +8,23 @@ import signal
 import sys
 from pathlib import Path
 
-from search import planning, service, spec_file, summary
+from search import planning, service, spec_file, study, summary
 from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
+from search.record import StudyPaths
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one search, or go on with it; return the exit code."""
     given = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # the second is what Slurm can send some time before the end
+        signal.signal(number, signal.default_int_handler)
     try:
         spec = spec_file.load(given.space, given.set)
-        plan = planning.make(spec, given.runs / (given.study or spec.name))
+        folder = given.runs / (given.study or spec.name)
+        if not given.dry_run:
+            study.check_lease(StudyPaths(folder))
+        plan = planning.make(spec, folder)
         print(summary.plan_text(plan), file=sys.stdout if given.dry_run else sys.stderr, flush=True)
         if given.dry_run:
             return DONE
