@@ -12,7 +12,7 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -380,9 +380,10 @@ def read_outcome(folder: Path) -> Outcome | None:
 
 
 def outcome_from(values: Mapping[str, Any]) -> Outcome:
-    """Return an outcome from plain data."""
+    """Return an outcome from plain data; what a later version may have put there too is passed over."""
+    known = {item.name: values[item.name] for item in fields(Outcome) if item.name in values}
     epochs = {int(epoch): tuple(objectives) for epoch, objectives in values["epochs"].items()}
-    return Outcome(**{**values, "epochs": epochs})
+    return Outcome(**{**known, "epochs": epochs})
 
 
 @contextlib.contextmanager

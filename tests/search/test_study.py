@@ -408,7 +408,7 @@ def test_checkpoints_are_forgotten_and_numbers_stay(toy: Load, open_study: Open,
     assert study.record(0).values == record.values
 
 
-@pytest.mark.parametrize("kind", ["torn", "empty", "flipped", "null", "key"])
+@pytest.mark.parametrize("kind", ["torn", "empty", "flipped", "null"])
 def test_a_damaged_result_is_put_aside_and_the_trial_goes_on(
     toy: Load, open_study: Open, drive: Drive, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
@@ -424,7 +424,6 @@ def test_a_damaged_result_is_put_aside_and_the_trial_goes_on(
         "empty": b"",
         "flipped": content[:digit] + bytes([content[digit] ^ 1]) + content[digit + 1 :],
         "null": b"null",
-        "key": content.replace(b'"state"', b'"staue"').replace(b'"sha256"', b'"sha257"'),
     }[kind]
     (folder / "result.json").write_bytes(damaged)
     assert read_outcome(folder) is None
@@ -442,7 +441,7 @@ def test_a_result_without_a_hash_is_read_as_before(toy: Load, open_study: Open, 
     path = study.trial_folder(task.number) / "result.json"
     content = json.loads(path.read_text())
     assert len(content.pop("sha256")) == 64
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps({**content, "of a later version": 1}))
     assert read_outcome(path.parent) == expected
 
 
