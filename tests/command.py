@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -60,6 +61,14 @@ class Tune:
     def results(self) -> dict[str, int]:
         """Return when each trial that has ended was committed."""
         return {file.parent.name: file.stat().st_mtime_ns for file in self.runs.glob("mine/trials/*/result.json")}
+
+    def holder(self) -> int | None:
+        """Return the process that wrote last that it holds the study."""
+        try:
+            pid: int = json.loads(self.paths.lease.read_text())["pid"]
+        except (OSError, ValueError):
+            return None
+        return pid
 
     def wait_for(self, process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
         until = time.monotonic() + WAIT_S

@@ -28,7 +28,9 @@ BARS = {
     "crash at nine points": Bar(at_least={"crashes": 27, "same": 27}),
     "slot killed": Bar(at_least={"kills": 5}, at_most={"unfinished": 0, "most_redone": 1}),
     "rank killed": Bar(at_least={"kills": 5}, at_most={"unfinished": 0, "most_redone": 1}),
-    "SIGTERM, SIGINT, SIGUSR1": Bar(at_least={"signals": 6}, at_most={"slowest_exit_s": 10, "lost": 0, "run_again": 0}),
+    "SIGTERM, SIGINT, SIGUSR1": Bar(
+        at_least={"signals": 6}, at_most={"slowest_exit_s": 10, "lost": 0, "run_again": 0, "processes_left": 0}
+    ),
     "disk full, then freed": Bar(at_least={"disks": 2, "same": 2}, at_most={"unclear": 0, "lost": 0}),
     "torn, empty or flipped": Bar(at_least={"cases": 8}, at_most={"undetected": 0, "restarted": 0, "different": 0}),
     "score that is none": Bar(at_least={"trials": 5, "failed": 5}, at_most={"most_reports_late": 0, "others_hit": 0}),
