@@ -17,7 +17,7 @@ apt_install = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && timeout 
 	&& DEBIAN_FRONTEND=noninteractive timeout 900 apt-get install -y -qq --no-install-recommends $(1); } </dev/null >/dev/null 2>&1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune test lint lock bench report-browser postgres clean broken
+.PHONY: help setup tune test faults lint lock bench report-browser postgres clean broken
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
@@ -43,6 +43,9 @@ tune: setup ## search: SPACE=nuclei.yaml, more flags in ARGS="--set search.trial
 
 test: setup report-browser postgres lint ## lint and all tests that need neither a GPU nor patience; more flags in ARGS
 	@$(RUN) -m pytest $(ARGS)
+
+faults: setup ## break searches in every way and count what is lost: a table, in under 20 minutes
+	@$(RUN) -m pytest -m faults tests/faults $(ARGS)
 
 lint: setup ## ruff, mypy and the rules about imports
 	@echo "lint: ruff, mypy, imports"

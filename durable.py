@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 MANIFEST = "manifest.json"
+SHA256 = "sha256"
+"""Key under which a committed file carries the hash of all the rest."""
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -51,14 +54,14 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def commit(path: Path, value: Any) -> bool:
-    """Write JSON under a name that nobody has taken yet; return False, and change nothing, where it exists.
+def commit(path: Path, value: Mapping[str, Any]) -> bool:
+    """Write an object as JSON under a name not yet taken; return False, and change nothing, where it exists.
 
     The first writer wins: a process that outlived its driver cannot overwrite what its successor did.
     """
     if path.exists():
         return False
-    temporary = _temporary(path, json.dumps(value))
+    temporary = _temporary(path, json.dumps({**value, SHA256: _sha256_of(value)}))
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -67,6 +70,30 @@ def commit(path: Path, value: Any) -> bool:
         temporary.unlink()
     _sync_folder(path.parent)
     return True
+
+
+def committed(path: Path) -> dict[str, Any] | None:
+    """Return what was committed under a name; None where nothing was.
+
+    Raises:
+        ValueError: if the file is not as it was written; one without a hash was written before there were any.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError(f"got {type(value).__name__}; expected an object")
+    found = value.pop(SHA256, None)
+    if found is not None and found != _sha256_of(value):
+        raise ValueError("its content is not what its sha256 says")
+    return value
+
+
+def put_aside(path: Path) -> Path:
+    """Give a damaged file another name, so that it is kept and in nobody's way; return the name."""
+    aside = next(name for n in itertools.count(1) if not (name := path.with_name(f"{path.name}.damaged-{n}")).exists())
+    return path.rename(aside)
 
 
 def seal(folder: Path) -> str:
@@ -140,6 +167,11 @@ def _temporary(path: Path, content: str | bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def _sha256_of(value: Mapping[str, Any]) -> str:
+    # JSON that was read is written as it was: keys keep their order, and numbers their digits.
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,19 +6,23 @@ import argparse
 import signal
 import sys
 
-from search import logs, planning, service, spec_file, summary
+from search import logs, planning, service, spec_file, study, summary
 from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
+from search.record import StudyPaths
 from search.store import place
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one search, or go on with it; return the exit code."""
     given = _parse(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # the second is what Slurm can send some time before the end
+        signal.signal(number, signal.default_int_handler)
     try:
         stream = logs.start(logs.kind(given.log))
         spec = spec_file.load(given.space, given.set)
         store = place(given.runs, given.study or spec.name)
+        if not given.dry_run:
+            study.check_lease(StudyPaths(store.folder))
         plan = planning.make(spec, store.folder, store)
         logs.enter(study=plan.paths.folder.name)
         logs.say(sys.stdout if given.dry_run else stream, summary.plan_text(plan))

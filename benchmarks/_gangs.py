@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 
 WORKER = "ray::RayTrainWorker"
+SLOT = "ray::ResourceTrainable"
+"""Also the process that drives a gang."""
 RANKS = 2
 
 
@@ -40,7 +42,7 @@ def processes() -> dict[psutil.Process, str]:
 
 def working(names: Mapping[psutil.Process, str]) -> list[psutil.Process]:
     """Return the processes of trials: their workers, and what drives these."""
-    return [process for process, name in names.items() if name.startswith((WORKER, "ray::ResourceTrainable"))]
+    return [process for process, name in names.items() if name.startswith((WORKER, SLOT))]
 
 
 def control(names: Mapping[psutil.Process, str]) -> list[psutil.Process]:

@@ -84,10 +84,11 @@ def reusable(records: list[TrialRecord], rows: dict[int, list[EpochLine]]) -> li
 
 
 class Killer(threading.Thread):
-    """Kills a rank, waits for the next report, lets some time pass, and so on."""
+    """Kills a process of this kind, waits for the next report, lets some time pass, and so on."""
 
-    def __init__(self, paths: StudyPaths, kills: int, seed: int) -> None:
+    def __init__(self, paths: StudyPaths, kills: int, seed: int, victims: str = _gangs.WORKER) -> None:
         super().__init__(daemon=True)
+        self.victims, self.least = victims, _gangs.RANKS if victims == _gangs.WORKER else 1
         self.paths, self.kills, self.draw, self.ended = paths, kills, random.Random(seed), threading.Event()
         self.gaps: list[float] = []
         self.redone: list[int] = []
@@ -96,11 +97,11 @@ class Killer(threading.Thread):
         """Kill as often as asked for, or until the search has ended."""
         while len(self.gaps) < self.kills and not self.ended.wait(self.draw.uniform(*BETWEEN_S)):
             known = self._newest()
-            ranks = [process for process, name in _gangs.processes().items() if name.startswith(_gangs.WORKER)]
-            if known is None or len(ranks) < _gangs.RANKS:
+            found = [process for process, name in _gangs.processes().items() if name.startswith(self.victims)]
+            if known is None or len(found) < self.least:
                 continue
             with contextlib.suppress(psutil.Error):
-                self.draw.choice(sorted(ranks, key=lambda process: process.pid)).kill()
+                self.draw.choice(sorted(found, key=lambda process: process.pid)).kill()
                 self._wait_for_a_report(time.time(), known)
 
     def _wait_for_a_report(self, at: float, known: tuple[int, EpochLine]) -> None:

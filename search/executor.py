@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -376,6 +378,12 @@ class _Verdicts(_InDriver, FIFOScheduler):
 class _Ticks(_InDriver, tune.Callback):
     def __init__(self, director: Director) -> None:
         self.director = director
+        self.at_sigusr1 = signal.getsignal(signal.SIGUSR1)
+
+    def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
+        """Put back what this process does at SIGUSR1: Ray Tune would end the trials as if they were to end there."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, self.at_sigusr1)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if task := self.director.running.get(trial.trial_id):

@@ -131,6 +131,16 @@ def _untried(
     return [point for point in points if tuple((type(value), value) for value in point) not in found]
 
 
+def draw_again(trial: optuna.trial.Trial, parameter: Parameter) -> None:
+    """Draw a value that a killed process has drawn and kept, so that the next one drawn is what it would have drawn."""
+    frozen = trial.study.get_trials(deepcopy=False)[trial.number]
+    drawn = space.distribution(parameter)
+    if drawn.single() or parameter.name in frozen.system_attrs.get("fixed_params", {}):
+        return
+    if parameter.name not in trial.relative_params:
+        trial.study.sampler.sample_independent(trial.study, frozen, parameter.name, drawn)
+
+
 def trial_seed(search_seed: int, number: int) -> int:
     """Return a seed in [0, 2**31) that depends on the search's seed and the trial's number only."""
     digest = hashlib.sha256(f"{search_seed}:{number}".encode()).digest()

@@ -12,9 +12,9 @@ import logging
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESULT = "result.json"
+CONFIG, RESULT = "config.json", "result.json"
+_CHECKSUM = b',"crc":"'
 LEASE_TRIES = 3
 REFUSALS = 1000
 """Configurations in a row that constraints may refuse before the search gives up."""
@@ -97,7 +98,7 @@ class Study:
         storage: optuna.storages.BaseStorage
         if database is None:
             self._journal, known_as = _open_journal(paths), self.name
-            storage = JournalStorage(self._journal)
+            storage = _replayed(self._journal, paths.journal)
         else:
             storage, known_as = database.storage, database.study_name(self.name)
             if _has_trials(paths) and not database.knows(spec.name):
@@ -114,6 +115,8 @@ class Study:
         self.history: dict[int, dict[int, tuple[float, ...]]] = {}
         self._trials: dict[int, optuna.trial.Trial] = {}
         self._again: list[Task] = []
+        self._begun: list[FrozenTrial] = []
+        """Trials that a killed process was asking for."""
         self._protected: set[int] = set()
         """Trials that somebody enqueued: they run to their end, or there would be nothing to compare with."""
         self._counted = 0
@@ -219,7 +222,7 @@ class Study:
     def _new_left(self) -> int:
         """Return how many trials are still to be asked: all that are enqueued, and as many as the spec wants."""
         trials = self._frozen()
-        waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+        waiting = sum(trial.state == TrialState.WAITING for trial in trials) + len(self._begun)
         wanted = max(0, self.spec.search.trials - self._counted)
         if wanted:
             asked = (trial.params for trial in trials if trial.state != TrialState.WAITING)
@@ -227,9 +230,7 @@ class Study:
         return max(waiting, wanted)
 
     def _ask_new(self) -> Task | None:
-        number = len(self._frozen())
-        self.optuna.sampler = samplers.make(self.spec, number)
-        trial = self.optuna.ask()
+        trial = self._question()
         params = self._suggest(trial)
         seed = samplers.trial_seed(self.spec.search.seed, trial.number)
         try:
@@ -245,10 +246,24 @@ class Study:
         self._counted += 1
         return Task(trial.number, config, params)
 
+    def _question(self) -> optuna.trial.Trial:
+        """Return a new trial, or one that a killed process was asking for."""
+        if not self._begun:
+            self.optuna.sampler = samplers.make(self.spec, len(self._frozen()))
+            return self.optuna.ask()
+        begun = self._begun.pop(0)
+        self.optuna.sampler = samplers.make(self.spec, begun.number)
+        if known := self._params_of_folder(begun.number):
+            self.optuna._storage.set_trial_system_attr(begun._trial_id, "fixed_params", known)
+        return optuna.trial.Trial(self.optuna, begun._trial_id)
+
     def _suggest(self, trial: optuna.trial.Trial) -> dict[str, Any]:
         params: dict[str, Any] = {}
+        drawn = dict(trial.params)
         for parameter in self.spec.parameters:
             if space.applies(parameter, params):
+                if parameter.name in drawn:
+                    samplers.draw_again(trial, parameter)
                 stored = space.suggest(trial, parameter)
                 params[parameter.name] = space.decode(parameter, stored)
         return params
@@ -297,24 +312,51 @@ class Study:
                 self._settle(trial)
                 trial = self._frozen()[trial.number]
             if trial.state != TrialState.WAITING and "refused" not in trial.user_attrs:
-                self._counted += 1
+                self._counted += trial not in self._begun
             if _is_protected(trial.user_attrs):
                 self._protected.add(trial.number)
             if trial.state.is_finished():
                 self.history[trial.number] = self._epochs(trial)
+        self._take_up_unknown()
 
     def _settle(self, trial: FrozenTrial) -> None:
         params = {p.name: space.decode(p, trial.params[p.name]) for p in self.spec.parameters if p.name in trial.params}
         whole = all(p.name in params for p in self.spec.parameters if space.applies(p, params))
         self.fetch(trial.number)
-        outcome = read_outcome(self.trial_folder(trial.number))
-        if outcome is not None:
+        if not whole or "seed" not in trial.user_attrs:
+            self._begun.append(trial)
+        elif (outcome := read_outcome(self.trial_folder(trial.number))) is not None:
             self.tell(trial.number, outcome)
-        elif not whole or "seed" not in trial.user_attrs:
-            self._refuse(optuna.trial.Trial(self.optuna, trial._trial_id), "the process ended while it was asked")
         else:
             config = self._config(params, trial.user_attrs, trial.user_attrs["seed"])
             self._again.append(Task(trial.number, config, params, resumed=True))
+
+    def _take_up_unknown(self) -> None:
+        """Have trials asked that have a folder but, where a damaged journal lost its end, no question.
+
+        Their numbers and values are those of before, so that what they did counts.
+        """
+        folders = (self.paths.folder / self._folder).glob("*")
+        numbers = [int(path.name) for path in folders if path.name.isdecimal()]
+        for number in range(len(self._frozen()), max(numbers, default=-1) + 1):
+            if params := self._params_of_folder(number):
+                logger.warning("%s: trial %d is not in it, but has a folder; taken up", self.paths.journal, number)
+                self.optuna.enqueue_trial(params)
+            else:
+                lost = {"refused": "lost with the end of a damaged journal"}
+                self.optuna.add_trial(optuna.trial.create_trial(state=TrialState.PRUNED, user_attrs=lost))
+
+    def _params_of_folder(self, number: int) -> dict[str, Any]:
+        """Return the values that a trial's folder shows it was begun with, as Optuna stores them; nothing without."""
+        try:
+            config = durable.read_json(self.trial_folder(number) / CONFIG)
+        except (OSError, ValueError):
+            return {}
+        params: dict[str, Any] = {}
+        for parameter in self.spec.parameters:
+            if space.applies(parameter, params) and parameter.name in config:
+                params[parameter.name] = config[parameter.name]
+        return {name: space.encode(value) for name, value in params.items()}
 
     def _record(self, trial: FrozenTrial) -> TrialRecord | None:
         attributes = trial.user_attrs
@@ -361,20 +403,26 @@ def _is_protected(attributes: Mapping[str, Any]) -> bool:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """Return the committed outcome of a trial's folder, or None."""
+    """Return the committed outcome of a trial's folder, or None; one that is damaged is put aside and is none."""
+    path = folder / RESULT
     try:
-        return outcome_from(json.loads((folder / RESULT).read_text()))
-    except FileNotFoundError:
+        values = durable.committed(path)
+        return None if values is None else outcome_from(values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        with contextlib.suppress(FileNotFoundError):  # put aside by another process
+            aside = durable.put_aside(path)
+            logger.warning("%s: damaged (%s), now %s; the trial goes on from its checkpoint", path, error, aside.name)
         return None
 
 
 def outcome_from(values: Mapping[str, Any]) -> Outcome:
-    """Return an outcome from plain data."""
+    """Return an outcome from plain data; what a later version may have put there too is passed over."""
+    known = {item.name: values[item.name] for item in fields(Outcome) if item.name in values}
     epochs = {int(epoch): tuple(objectives) for epoch, objectives in values["epochs"].items()}
-    return Outcome(**{**values, "epochs": epochs})
+    return Outcome(**{**known, "epochs": epochs})
 
 
-@contextmanager
+@contextlib.contextmanager
 def lease(paths: StudyPaths, url: str | None = None) -> Iterator[Database | None]:
     """Hold the study for this process; the system gives it back when the process ends, however it ends.
 
@@ -413,19 +461,12 @@ def lease(paths: StudyPaths, url: str | None = None) -> Iterator[Database | None
         yield database
 
 
-@contextmanager
+@contextlib.contextmanager
 def file_lease(paths: StudyPaths) -> Iterator[None]:
     """Hold the folder of a study on this machine, or on the file system that it is on. Raises as `lease` does."""
     paths.folder.mkdir(parents=True, exist_ok=True)
     with paths.lease.open("a+") as file:
-        try:
-            _lock(file)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise StudyError(
-                f"{paths.folder}: another search holds this study ({file.read().strip()}); "
-                "wait for it, stop it, or start a study of your own with --study NAME"
-            ) from error
+        _lock(paths, file)
         file.seek(0)
         file.truncate()
         json.dump(holder.lines(), file)
@@ -433,13 +474,24 @@ def file_lease(paths: StudyPaths) -> Iterator[None]:
         yield
 
 
-def _lock(file: TextIO) -> None:
+def check_lease(paths: StudyPaths) -> None:
+    """Raise what `lease` would, without holding the study: early, before anything that takes its time."""
+    if paths.lease.exists():
+        with paths.lease.open("r+") as file:
+            _lock(paths, file)
+
+
+def _lock(paths: StudyPaths, file: TextIO) -> None:
     """Take the lease; whoever only looks whether it is taken has it for an instant, so ask more than once."""
-    for _ in range(LEASE_TRIES - 1):
+    for _ in range(LEASE_TRIES):
         with contextlib.suppress(BlockingIOError):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(holder.POLL_S)
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    file.seek(0)
+    raise StudyError(
+        f"{paths.folder}: another search holds this study ({file.read().strip()}); "
+        "wait for it, stop it, or start a study of your own with --study NAME"
+    )
 
 
 class _HeldLease(BaseJournalFileLock):
@@ -453,7 +505,7 @@ class _HeldLease(BaseJournalFileLock):
 
 
 class _Journal(JournalFileBackend):
-    """Optuna's journal, which waits for the disk only when told to, not for each value of each trial.
+    """Optuna's journal, which waits for the disk only when told to, and whose lines carry a checksum.
 
     What is written outlives a kill at once. After a power cut a trial that a slot has begun must be known, so `sync`
     comes before it; how it ended is in its committed result, from which the next start tells the study again.
@@ -462,7 +514,7 @@ class _Journal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write entries, each a line."""
         with Path(self._file_path).open("ab") as file:
-            file.write("".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode())
+            file.write(b"".join(map(_line, logs)))
 
     def sync(self) -> None:
         """Wait until everything is on the disk."""
@@ -471,12 +523,14 @@ class _Journal(JournalFileBackend):
 
 
 def _open_journal(paths: StudyPaths) -> _Journal:
-    if not paths.journal.exists() and _has_trials(paths):
+    begun = _has_trials(paths)
+    _mend_journal(paths.journal, begun)
+    if begun and not (paths.journal.exists() and paths.journal.stat().st_size):
+        state = "empty" if paths.journal.exists() else "gone"
         raise StudyError(
-            f"{paths.journal}: gone, but its trials are there; put it back, "
+            f"{paths.journal}: {state}, but its trials are there; put it back, "
             "or start a study of your own with --study NAME"
         )
-    _mend_journal(paths.journal)
     return _Journal(str(paths.journal), lock_obj=_HeldLease())
 
 
@@ -484,27 +538,67 @@ def _has_trials(paths: StudyPaths) -> bool:
     return any(paths.trial(0).parent.glob("*"))
 
 
-def _mend_journal(path: Path) -> None:
-    """Cut what a killed process left half written: the journal is unreadable after one more append otherwise."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    while whole and not _is_json(whole[whole[:-1].rfind(b"\n") + 1 :]):
-        whole = whole[: whole[:-1].rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        logger.warning("%s: cut %d bytes that a killed process left half written", path, len(content) - len(whole))
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-            os.fsync(file.fileno())
+def _line(entry: Mapping[str, Any]) -> bytes:
+    """Return an entry of the journal; Optuna passes over the checksum at its end."""
+    text = json.dumps(entry, separators=(",", ":")).encode()
+    return text[:-1] + _CHECKSUM + b'%08x"}\n' % zlib.crc32(text)
 
 
-def _is_json(line: bytes) -> bool:
+def _is_whole(line: bytes) -> bool:
+    """Return whether a line of the journal is as it was written; one without a checksum has to be JSON at least."""
+    text, found, checksum = line.rpartition(_CHECKSUM)
     try:
+        if found:
+            return line.endswith(b'"}\n') and zlib.crc32(text + b"}") == int(checksum[:-3], 16)
         json.loads(line)
     except ValueError:
         return False
-    return True
+    return line.endswith(b"\n")
+
+
+def _mend_journal(path: Path, begun: bool) -> None:
+    """Cut what a killed process left half written: the journal is unreadable after one more append otherwise.
+
+    Args:
+        path: of the journal; it need not exist.
+        begun: whether there are trials, so that it cannot be cut to nothing.
+    Raises:
+        StudyError: if it is damaged before its end, where nothing can be cut without losing what follows.
+    """
+    if not path.exists():
+        return
+    whole = size = damaged = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            size += len(line)
+            if not _is_whole(line):
+                damaged = damaged or number
+            elif damaged:
+                raise _damaged(path, damaged)
+            else:
+                whole = size
+    if damaged == 1 and begun:
+        raise _damaged(path, damaged)
+    if damaged:
+        logger.warning("%s: cut %d bytes that a killed process left half written", path, size - whole)
+        with path.open("r+b") as file:
+            file.truncate(whole)
+            os.fsync(file.fileno())
+
+
+def _damaged(path: Path, number: int) -> StudyError:
+    cut = f"head -n {number - 1} {path} > {path}.whole && mv {path}.whole {path}"
+    or_cut = f", or cut it there ({cut}): trials after it are taken up from their folders" if number > 1 else ""
+    return StudyError(f"{path}: line {number} is damaged; nothing was changed; put back a copy{or_cut}")
+
+
+def _replayed(journal: JournalFileBackend, path: Path) -> JournalStorage:
+    """Return the storage with everything that the journal says."""
+    try:
+        return JournalStorage(journal)
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        # Only lines of older studies come this far: they carry no checksum.
+        raise StudyError(f"{path}: cannot be read ({error!r}); nothing was changed; put back a copy") from error
 
 
 def _attributes(outcome: Outcome) -> dict[str, Any]:

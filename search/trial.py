@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import logging
 import math
@@ -33,9 +34,11 @@ from search.errors import DiskError, disk_error, is_disk
 from search.record import State, is_extra
 from search.spec import Objective
 from search.store import Store
-from search.study import RESULT, Outcome, read_outcome
+from search.study import CONFIG, RESULT, Outcome, read_outcome
 
 CHANGES = "changes.json"
+HUGE = 1e18
+"""No objective that means anything is beyond it: a value that is, comes from a training that has diverged."""
 POLL_S = 0.02
 """Pause of a finished trial that is pulled again because it may not leave its slot yet."""
 logger = logging.getLogger(__name__)
@@ -91,7 +94,7 @@ class TrialRun:
         self.attempt = _claim(self.folder)
         logs.in_worker(self.order, rank=0, attempt=self.attempt)
         if self.attempt == 1:
-            durable.write_json(self.folder / "config.json", self.config)
+            durable.write_json(self.folder / CONFIG, self.config)
         self._announce()
         self.config |= durable.read_json(changes) if (changes := self.folder / CHANGES).is_file() else {}
         told = epochs.read(self.folder)
@@ -116,6 +119,7 @@ class TrialRun:
         except (Superseded, DiskError):
             raise
         except Exception as error:
+            self._refuse_superseded()
             self.committed = fail(self.folder, self.objectives, failure(error), traceback.format_exc())
             if is_unhealthy(error):
                 raise
@@ -201,6 +205,8 @@ class TrialRun:
         for objective, value in zip(self.objectives, values, strict=True):
             if not math.isfinite(value):
                 raise ArithmeticError(f"{objective.metric} is {value} at epoch {epoch.number}")
+            if abs(value) > HUGE:
+                raise OverflowError(f"{objective.metric} is {value:.3g} at epoch {epoch.number}, beyond {HUGE:.0e}")
         folder = self.checkpoints / _name(epoch.number)
         if self.saving is not None:
             self.saving(folder)
@@ -264,6 +270,7 @@ class TrialRun:
         return dataclasses.replace(outcome_of(self.folder, self.objectives, state, reason), attempts=self.attempt)
 
     def _commit(self, outcome: Outcome) -> Outcome:
+        self._refuse_superseded()
         self.committed = commit(self.folder, outcome)
         return self.committed
 
@@ -274,10 +281,12 @@ class Superseded(RuntimeError):
 
 def commit(folder: Path, outcome: Outcome) -> Outcome:
     """Make an outcome durable and return it; where another was there before, that one."""
-    durable.commit(folder / RESULT, asdict(outcome))
-    committed = read_outcome(folder)
-    assert committed is not None
-    return committed
+    for _ in range(2):  # again where a damaged one stood in the way
+        durable.commit(folder / RESULT, asdict(outcome))
+        committed = read_outcome(folder)
+        if committed is not None:
+            return committed
+    raise OSError(errno.EIO, "what was written is not what is read", str(folder / RESULT))
 
 
 def outcome_of(folder: Path, objectives: Sequence[Objective], state: State, reason: str) -> Outcome:
@@ -302,6 +311,8 @@ def outcome_of(folder: Path, objectives: Sequence[Objective], state: State, reas
 
 def failure(error: BaseException) -> str:
     """Return why an error ends a trial."""
+    if isinstance(error, OverflowError):
+        return f"exploded: {error}"
     mistake = isinstance(error, ZeroDivisionError) or not isinstance(error, ArithmeticError)
     return f"{type(error).__name__}: {error}" if mistake else f"non-finite: {error}"
 
@@ -370,6 +381,7 @@ def _newest(checkpoints: Path, told: int) -> Path | None:
     for folder in reversed(_all_checkpoints(checkpoints)):
         if _epoch_of(folder) <= told and durable.sealed(folder):
             return folder
+        logger.warning("%s: torn, damaged or not told of; the trial goes on from one before", folder)
         shutil.rmtree(folder, ignore_errors=True)
     return None
 

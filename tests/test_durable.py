@@ -29,7 +29,8 @@ def test_the_first_to_commit_wins(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     assert durable.commit(path, {"by": "first"})
     assert not durable.commit(path, {"by": "second"})
-    assert json.loads(path.read_text()) == {"by": "first"}
+    assert durable.committed(path) == {"by": "first"}
+    assert durable.committed(tmp_path / "nowhere") is None
     assert [item.name for item in tmp_path.iterdir()] == ["result.json"]
 
 

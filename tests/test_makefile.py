@@ -60,5 +60,6 @@ def test_setup_without_python_says_what_to_do(checkout: Path) -> None:
 
 def test_help_lists_every_target_that_people_type(checkout: Path) -> None:
     listed = {line.split()[1] for line in make(checkout).stdout.splitlines()}
-    assert listed == {"help", "setup", "tune", "test", "lint", "lock", "bench", "report-browser", "postgres", "clean"}
+    names = "help setup tune test faults lint lock bench report-browser postgres clean"
+    assert listed == set(names.split())
     assert make(checkout, "--dry-run", *sorted(listed)).returncode == 0

@@ -63,7 +63,7 @@ SHORTER = {
 }
 """What is added to each command; a new one in the README has to be added here."""
 TRAIN = "python -m workloads train pairs --set lr=3e-4"
-ELSEWHERE = {"make test": "runs these tests"}
+ELSEWHERE = {"make test": "runs these tests", "make faults": "takes its time"}
 
 
 @pytest.fixture(scope="module")

@@ -133,14 +133,14 @@ def test_lost_repeated_and_twice_finished_trials_are_counted() -> None:
     found = kills.count(kills.Seen(finished=was), now, records)
 
     # Trial 2 has gone, 1 was written again, 3 trained again, 0 and 3 are the same.
-    assert found == {"finished": 3, "lost": 1, "finished_twice": 2, "repeated": 1}
+    assert found == {"finished": 3, "lost": 1, "finished_twice": 1, "run_again": 1, "repeated": 1}
 
 
 def test_a_sound_search_counts_nothing() -> None:
     finished = {0: ("a", 1, 9), 1: ("b", 2, 9)}
     records = [TrialRecord(number=n, state="stopped", params={"lr": n}) for n in range(2)]
     found = kills.count(kills.Seen(finished=finished), dict(finished), records)
-    assert found == {"finished": 2, "lost": 0, "finished_twice": 0, "repeated": 0}
+    assert found == {"finished": 2, "lost": 0, "finished_twice": 0, "run_again": 0, "repeated": 0}
 
 
 def test_a_kill_hits_a_trial_only_if_this_driver_has_begun_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,30 @@ def test_this_machine_has_the_processors_that_this_process_may_use(monkeypatch: 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 5})
     monkeypatch.setattr(ray_session, "_gpus", lambda: 2)
     assert ray_session.room() == Room(3.0, 2.0, "this machine")
+
+
+def test_sigterm_in_the_start_of_ray_does_what_it_did_before() -> None:
+    """Ray puts an exit of its own in its place, for as long as it starts."""
+
+    @ray_session._own_signals()
+    def start_ray() -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    @ray_session._own_signals()
+    def fail() -> None:
+        sys.exit(1)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            start_ray()
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+        with pytest.raises(SystemExit):
+            fail()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_named_cluster_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,10 +218,13 @@ def test_a_journal_cut_at_any_byte_opens_and_goes_on(toy: Load, tmp_path: Path) 
         shutil.rmtree(folder)
 
 
-def test_a_half_asked_trial_is_refused_and_replaced(
-    toy: Load, open_study: Open, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "nsga2"])
+def test_a_half_asked_trial_is_asked_to_its_end(
+    toy: Load, open_study: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    spec = toy(search=RANDOM)
+    """The process is killed between two parameters; the values are those of an unbroken study."""
+    spec = toy(search={**RANDOM, "sampler": sampler})
+    unbroken = Study(StudyPaths(tmp_path), spec)
     study = open_study(spec)
     ask(study)
     original = optuna.Trial.suggest_int
@@ -237,9 +240,86 @@ def test_a_half_asked_trial_is_refused_and_replaced(
     assert again.left() == 6
     tasks = [ask(again) for _ in range(6)]
     assert again.ask() is None
-    assert [task.number for task in tasks] == [0, 2, 3, 4, 5, 6]
-    refused = as_optuna_sees_it(again).trials[1]
-    assert refused.user_attrs["refused"] == "the process ended while it was asked"
+    assert [task.number for task in tasks] == [0, 1, 2, 3, 4, 5]
+    # qmc counts its questions in the study, and so goes on with another point.
+    assert [task.params for task in tasks] == [ask(unbroken).params for _ in range(6)]
+
+
+def test_a_half_asked_trial_that_was_enqueued_keeps_its_values(
+    toy: Load, open_study: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toy(search=RANDOM)
+    study = open_study(spec)
+    study.enqueue({"lr": 0.25, "width": 16}, "defaults")
+
+    def killed(*arguments: Any, **named: Any) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(optuna.Trial, "suggest_int", killed)
+        with pytest.raises(KeyboardInterrupt):
+            study.ask()
+    again = open_study(spec)
+    again.enqueue({"lr": 0.25, "width": 16}, "defaults")
+    assert ask(again).params == {"lr": 0.25, "width": 16}
+    assert again.record(0).note == "defaults"
+    assert ask(again).params != {"lr": 0.25, "width": 16}
+
+
+def test_a_bit_flipped_before_the_journals_end_is_told_and_what_to_do_works(
+    toy: Load, open_study: Open, drive: Drive
+) -> None:
+    """What follows the damage stands in the trials' folders, and is taken up from there with the same numbers."""
+    spec = toy(search=RANDOM, fixed={"epochs": 2}, constraints=["width > 20"])
+    study = open_study(spec)
+    for task in iter(study.ask, None):
+        drive(study, task)
+    journal, before = study.paths.journal, study.records()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for number in range(2, len(lines), 19):
+        line = bytearray(lines[number])
+        line[len(line) // 2] ^= 1
+        damaged = b"".join([*lines[:number], bytes(line), *lines[number + 1 :]])
+        journal.write_bytes(damaged)
+        if number == len(lines) - 1:
+            continue
+        with pytest.raises(StudyError, match=rf"line {number + 1} is damaged; nothing was changed; put back") as told:
+            open_study(spec)
+        assert journal.read_bytes() == damaged
+        subprocess.run(str(told.value).split("(")[1].split(")")[0], shell=True, check=True)
+        again = open_study(spec)
+        for task in iter(again.ask, None):
+            drive(again, task)
+        as_before = [dataclasses.replace(record, started=None, finished=None, note="") for record in before]
+        now = [dataclasses.replace(record, started=None, finished=None, note="") for record in again.records()]
+        assert now == as_before
+
+
+@pytest.mark.parametrize(("content", "state"), [(b"", "empty"), (b"\0" * 500, "line 1 is damaged")])
+def test_a_journal_of_nothing_is_not_taken_for_a_new_study(
+    toy: Load, open_study: Open, drive: Drive, content: bytes, state: str
+) -> None:
+    spec = toy(search=RANDOM, fixed={"epochs": 1})
+    study = open_study(spec)
+    drive(study, ask(study))
+    study.paths.journal.write_bytes(content)
+    with pytest.raises(StudyError, match=state):
+        open_study(spec)
+    assert study.paths.journal.read_bytes() == content
+
+
+def test_a_journal_without_checksums_is_read_as_before(toy: Load, open_study: Open) -> None:
+    """As Optuna writes it, or as we did once."""
+    spec = toy(search=RANDOM)
+    study = open_study(spec)
+    study.tell(ask(study).number, complete(0.5))
+    bare = [json.loads(line) for line in study.paths.journal.read_bytes().splitlines()]
+    lines = [json.dumps({key: value for key, value in entry.items() if key != "crc"}) + "\n" for entry in bare]
+    study.paths.journal.write_text("".join(lines))
+    assert open_study(spec).records() == study.records()
+    study.paths.journal.write_text("".join(lines).replace("op_code", "oq_code", 3))
+    with pytest.raises(StudyError, match=r"cannot be read \(KeyError\('op_code'\)\); nothing was changed"):
+        open_study(spec)
 
 
 def test_a_committed_trial_is_told_at_the_next_start(toy: Load, open_study: Open, drive: Drive) -> None:
@@ -326,6 +406,43 @@ def test_checkpoints_are_forgotten_and_numbers_stay(toy: Load, open_study: Open,
     study.forget_checkpoint(0)
     assert study.record(0).checkpoint is None
     assert study.record(0).values == record.values
+
+
+@pytest.mark.parametrize("kind", ["torn", "empty", "flipped", "null"])
+def test_a_damaged_result_is_put_aside_and_the_trial_goes_on(
+    toy: Load, open_study: Open, drive: Drive, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    spec = toy(search=RANDOM, fixed={"epochs": 3})
+    study = open_study(spec)
+    task = ask(study)
+    folder = study.trial_folder(task.number)
+    expected = drive(open_study(spec), task)
+    content = (folder / "result.json").read_bytes()
+    digit = content.index(b"0.") + 2
+    damaged = {
+        "torn": content[:-20],
+        "empty": b"",
+        "flipped": content[:digit] + bytes([content[digit] ^ 1]) + content[digit + 1 :],
+        "null": b"null",
+    }[kind]
+    (folder / "result.json").write_bytes(damaged)
+    assert read_outcome(folder) is None
+    assert (folder / "result.json.damaged-1").read_bytes() == damaged
+    assert "damaged (" in caplog.text and "the trial goes on from its checkpoint" in caplog.text
+    again = drive(study, task)
+    assert (again.epochs, again.state, again.attempts) == (expected.epochs, "complete", 2)
+    assert study.record(task.number).values == expected.epochs[3]
+
+
+def test_a_result_without_a_hash_is_read_as_before(toy: Load, open_study: Open, drive: Drive) -> None:
+    study = open_study(toy(search=RANDOM, fixed={"epochs": 2}))
+    task = ask(study)
+    expected = drive(study, task)
+    path = study.trial_folder(task.number) / "result.json"
+    content = json.loads(path.read_text())
+    assert len(content.pop("sha256")) == 64
+    path.write_text(json.dumps({**content, "of a later version": 1}))
+    assert read_outcome(path.parent) == expected
 
 
 def test_no_outcome_is_read_from_nowhere(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -384,9 +383,37 @@ def test_a_picture_is_drawn_at_the_end(folder: Path, monkeypatch: pytest.MonkeyP
     assert list(folder.glob("events.*")) or list(folder.rglob("*tfevents*"))
 
 
-def test_a_damaged_result_is_told(folder: Path) -> None:
+def test_a_late_commit_of_a_superseded_attempt_is_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that outlived its driver and fails, or ends early, while its successor is still at work."""
+    ends, fails = start(folder, epochs=2), start(folder, epochs=2)
+    new = start(folder, epochs=2)
+    new.step()
+    monkeypatch.setattr(toy, "train", lambda config, resume=None: iter(()))
+    with pytest.raises(Superseded, match="attempt 2 has taken over"):
+        ends.step()
+
+    def wrong(config: Any, resume: Any = None) -> Iterator[Epoch]:
+        raise FileNotFoundError("checkpoints/epoch-0001")
+        yield
+
+    monkeypatch.setattr(toy, "train", wrong)
+    with pytest.raises(Superseded, match="attempt 3 has taken over"):
+        fails.step()
+    assert read_outcome(folder) is None and not (folder / "error.txt").exists()
+    assert finish(new).reason == "finished"
+
+
+@pytest.mark.parametrize("value", [1e30, -3.4e38])
+def test_an_objective_that_explodes_is_a_failure(folder: Path, yields: Callable[..., None], value: float) -> None:
+    yields(0.5, value, 0.9)
+    outcome = finish(start(folder))
+    assert (outcome.state, outcome.reason) == ("failed", f"exploded: score is {value:.3g} at epoch 2, beyond 1e+18")
+    assert outcome.epochs == {1: (0.5,)}
+
+
+def test_a_damaged_result_gives_way_to_a_new_one(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / RESULT).write_text("{")
-    with pytest.raises(ValueError, match="Expecting"):
-        read_outcome(folder)
-    shutil.rmtree(folder)
+    stopped = trial.outcome_of(folder, SCORE, "stopped", "place 3 of 3")
+    assert trial.commit(folder, stopped) == stopped == read_outcome(folder)
+    assert (folder / f"{RESULT}.damaged-1").read_text() == "{"
