@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.util import get_node_ip_address
 
-from search import trial
+from search import logs, trial
 from search.errors import DiskError
 from search.gang.crew import Crew, RankDied, TrialError
 from search.resources import worker
@@ -69,6 +69,7 @@ class Gang(KeepsItself):
         self.crew.quit()
 
     def _take(self, order: Mapping[str, Any]) -> None:
+        logs.in_worker(order, rank=None)
         self.order = dict(order)
         self.number: int = order["number"]
         self.folder = Path(order["folder"])
