@@ -400,6 +400,8 @@ class _Ticks(_InDriver, tune.Callback):
 def _lost(error: Any) -> str:
     """Return what a trial lost its process to, in one of few words."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    if LEAVING in str(error):
+        return "machine"
     if "OutOfMemoryError" in kinds or "low on memory" in str(error):
         return "memory"
     if "NodeDiedError" in kinds or "node has died" in str(error):

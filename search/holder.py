@@ -64,9 +64,10 @@ def of(paths: StudyPaths) -> Holder | None:
 def ask_to_stop(paths: StudyPaths, holder: Holder) -> Literal["signal", "file"]:
     """Ask the driver that holds a study to stop as at SIGTERM: it keeps everything, and the same command goes on."""
     if holder.is_here:
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.kill(holder.pid, signal.SIGTERM)
-        return "signal"
+        with contextlib.suppress(PermissionError):  # of another user, who may share the folder
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(holder.pid, signal.SIGTERM)
+            return "signal"
     paths.stop.touch()
     return "file"
 

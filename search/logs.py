@@ -90,7 +90,8 @@ def start(chosen: str) -> TextIO:
         handler.setFormatter(JsonLines())
         for name in OURS:
             logging.getLogger(name).setLevel(logging.INFO)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    # In the place of whatever was there: among lines of JSON there is no other.
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=chosen == "json")
     return sys.stderr if chosen == "text" else Lines()
 
 
@@ -99,7 +100,7 @@ def enter(**fields: Any) -> None:
     _now.update(fields)
 
 
-def in_worker(order: Mapping[str, Any], rank: int, attempt: int | None = None) -> None:
+def in_worker(order: Mapping[str, Any], rank: int | None, attempt: int | None = None) -> None:
     """Log as the driver does. Called in a slot, or in a rank of a gang, at the start of each trial."""
     if order.get("log", "text") != "text" and not isinstance(_formatter(), JsonLines):
         start(order["log"])

@@ -24,8 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
-
+import configuration
 from search import logs
 from search.errors import SpecError
 from search.resources import Room, worker
@@ -112,8 +111,8 @@ def read_shares(path: Path) -> dict[str, float]:
         SpecError: naming the file, the queue and what is wrong.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        content = configuration.read_yaml(path)
+    except (OSError, configuration.YamlError) as error:
         wanted = f"{VARIABLE} names a file with a line for each queue"
         raise SpecError(f"{path}: cannot be read ({error}); {wanted}") from error
     if not isinstance(content, dict):

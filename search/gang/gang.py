@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.util import get_node_ip_address
 
-from search import epochs, trial, watchdog
+from search import epochs, logs, trial, watchdog
 from search.drain import Notice
 from search.errors import DiskError
 from search.gang.crew import Crew, Hung, RankDied, TrialError
@@ -75,6 +75,7 @@ class Gang(KeepsItself):
         self.crew.quit()
 
     def _take(self, order: Mapping[str, Any]) -> None:
+        logs.in_worker(order, rank=None)
         self.order = dict(order)
         self.number: int = order["number"]
         self.folder = Path(order["folder"])

@@ -83,6 +83,7 @@ def test_each_line_carries_what_is_known(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_text_stays_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger().handlers[:] = []  # pytest's own, beside which none is put
     stream = logs.start("text")
     logging.getLogger("search.x").info("quiet")
     logging.getLogger("search.x").warning("loud")
