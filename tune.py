@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 
-from search import logs, planning, service, spec_file, study, summary
+from search import lease, logs, planning, service, spec_file, summary
 from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
 from search.record import StudyPaths
 from search.store import place
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         spec = spec_file.load(given.space, given.set)
         store = place(given.runs, given.study or spec.name)
         if not given.dry_run:
-            study.check_lease(StudyPaths(store.folder))
+            lease.check(StudyPaths(store.folder))
         plan = planning.make(spec, store.folder, store)
         logs.enter(study=plan.paths.folder.name)
         logs.say(sys.stdout if given.dry_run else stream, summary.plan_text(plan))

@@ -13,11 +13,11 @@ import configuration
 from configuration import ConfigError
 from search import address, parent, ray_session, resources, samplers, space, spec_file, study_spec, tracking, workload
 from search.errors import SpecError, StudyError
+from search.lease import file_lease
 from search.record import StudyPaths
 from search.resources import Room
 from search.spec import SearchSpec
 from search.store import Store
-from search.study import file_lease
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,13 @@ from search import (
 )
 from search.desk import Desk
 from search.evaluation import Candidate
+from search.lease import lease
 from search.planning import Plan
 from search.promotion import Promoted
 from search.ray_session import RaySession
 from search.record import DEFAULTS, StudyPaths, TrialRecord
 from search.spec import Promotion, Stopping
-from search.study import Study, lease
+from search.study import Study
 
 if TYPE_CHECKING:
     from search.database import Database

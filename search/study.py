@@ -6,30 +6,23 @@ It is Optuna's journal in the study's folder, or Optuna's tables in a database.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import logging
-import os
 import shutil
-import time
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 import configuration
 import durable
 from configuration import ConfigError
-from search import address, holder, rules, samplers, space, workload
+from search import journal, rules, samplers, space, workload
 from search.errors import StudyError
+from search.journal import Journal
 from search.record import State, StudyPaths, TrialRecord, is_bulk
 from search.spec import SearchSpec
 from search.spec_file import config_values
@@ -40,8 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIG, RESULT = "config.json", "result.json"
-_CHECKSUM = b',"crc":"'
-LEASE_TRIES = 3
 REFUSALS = 1000
 """Configurations in a row that constraints may refuse before the search gives up."""
 
@@ -94,14 +85,14 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.paths, self.spec, self.name, self._folder = paths, spec, name or spec.name, trials
         self.database = database
-        self._journal: _Journal | None = None
+        self._journal: Journal | None = None
         storage: optuna.storages.BaseStorage
         if database is None:
-            self._journal, known_as = _open_journal(paths), self.name
-            storage = _replayed(self._journal, paths.journal)
+            self._journal, known_as = journal.opened(paths), self.name
+            storage = journal.replayed(self._journal)
         else:
             storage, known_as = database.storage, database.study_name(self.name)
-            if _has_trials(paths) and not database.knows(spec.name):
+            if journal.has_trials(paths) and not database.knows(spec.name):
                 raise StudyError(
                     f"{paths.folder}: its trials are there, but {database.where} has no record of them; "
                     "name the database that has, or start a study of your own with --study NAME"
@@ -420,185 +411,6 @@ def outcome_from(values: Mapping[str, Any]) -> Outcome:
     known = {item.name: values[item.name] for item in fields(Outcome) if item.name in values}
     epochs = {int(epoch): tuple(objectives) for epoch, objectives in values["epochs"].items()}
     return Outcome(**{**known, "epochs": epochs})
-
-
-@contextlib.contextmanager
-def lease(paths: StudyPaths, url: str | None = None) -> Iterator[Database | None]:
-    """Hold the study for this process; the system gives it back when the process ends, however it ends.
-
-    Args:
-        paths: of the study.
-        url: of the database that has its record, from `address.resolve`; None: a journal in its folder is the record.
-    Raises:
-        StudyError: if another process holds it, saying who, or its record is elsewhere.
-        StoreError: if the database cannot be used.
-    """
-    paths.folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        if url is None or paths.store:
-            stack.enter_context(file_lease(paths))
-        if url is None:
-            stack.enter_context(paths.store.held())
-            paths.pull()
-            paths.store.pull_journal(paths.journal)
-            if paths.identity.exists():
-                raise StudyError(
-                    f"{paths.folder}: its record is in a database; name it as search.storage or {address.VARIABLE}, "
-                    "or start a study of your own with --study NAME"
-                )
-            yield None
-            return
-        from search.database import Database, identity  # what it needs is no burden to a slot
-
-        paths.pull()
-        if paths.journal.exists() or paths.store.has_journal():
-            raise StudyError(
-                f"{paths.folder}: its record is {paths.journal.name}; leave out search.storage and {address.VARIABLE}, "
-                "or start a study of your own with --study NAME"
-            )
-        database = stack.enter_context(contextlib.closing(Database(url, identity(paths))))
-        paths.pull()  # another driver may have ended since
-        yield database
-
-
-@contextlib.contextmanager
-def file_lease(paths: StudyPaths) -> Iterator[None]:
-    """Hold the folder of a study on this machine, or on the file system that it is on. Raises as `lease` does."""
-    paths.folder.mkdir(parents=True, exist_ok=True)
-    with paths.lease.open("a+") as file:
-        _lock(paths, file)
-        file.seek(0)
-        file.truncate()
-        json.dump(holder.lines(), file)
-        file.flush()
-        yield
-
-
-def check_lease(paths: StudyPaths) -> None:
-    """Raise what `lease` would, without holding the study: early, before anything that takes its time."""
-    if paths.lease.exists():
-        with paths.lease.open("r+") as file:
-            _lock(paths, file)
-
-
-def _lock(paths: StudyPaths, file: TextIO) -> None:
-    """Take the lease; whoever only looks whether it is taken has it for an instant, so ask more than once."""
-    for _ in range(LEASE_TRIES):
-        with contextlib.suppress(BlockingIOError):
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        time.sleep(holder.POLL_S)
-    file.seek(0)
-    raise StudyError(
-        f"{paths.folder}: another search holds this study ({file.read().strip()}); "
-        "wait for it, stop it, or start a study of your own with --study NAME"
-    )
-
-
-class _HeldLease(BaseJournalFileLock):
-    """No lock for the journal: its writer holds the study's lease, and a killed process leaves nothing behind."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-
-class _Journal(JournalFileBackend):
-    """Optuna's journal, which waits for the disk only when told to, and whose lines carry a checksum.
-
-    What is written outlives a kill at once. After a power cut a trial that a slot has begun must be known, so `sync`
-    comes before it; how it ended is in its committed result, from which the next start tells the study again.
-    """
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Write entries, each a line."""
-        with Path(self._file_path).open("ab") as file:
-            file.write(b"".join(map(_line, logs)))
-
-    def sync(self) -> None:
-        """Wait until everything is on the disk."""
-        with Path(self._file_path).open("ab") as file:
-            os.fsync(file.fileno())
-
-
-def _open_journal(paths: StudyPaths) -> _Journal:
-    begun = _has_trials(paths)
-    _mend_journal(paths.journal, begun)
-    if begun and not (paths.journal.exists() and paths.journal.stat().st_size):
-        state = "empty" if paths.journal.exists() else "gone"
-        raise StudyError(
-            f"{paths.journal}: {state}, but its trials are there; put it back, "
-            "or start a study of your own with --study NAME"
-        )
-    return _Journal(str(paths.journal), lock_obj=_HeldLease())
-
-
-def _has_trials(paths: StudyPaths) -> bool:
-    return any(paths.trial(0).parent.glob("*"))
-
-
-def _line(entry: Mapping[str, Any]) -> bytes:
-    """Return an entry of the journal; Optuna passes over the checksum at its end."""
-    text = json.dumps(entry, separators=(",", ":")).encode()
-    return text[:-1] + _CHECKSUM + b'%08x"}\n' % zlib.crc32(text)
-
-
-def _is_whole(line: bytes) -> bool:
-    """Return whether a line of the journal is as it was written; one without a checksum has to be JSON at least."""
-    text, found, checksum = line.rpartition(_CHECKSUM)
-    try:
-        if found:
-            return line.endswith(b'"}\n') and zlib.crc32(text + b"}") == int(checksum[:-3], 16)
-        json.loads(line)
-    except ValueError:
-        return False
-    return line.endswith(b"\n")
-
-
-def _mend_journal(path: Path, begun: bool) -> None:
-    """Cut what a killed process left half written: the journal is unreadable after one more append otherwise.
-
-    Args:
-        path: of the journal; it need not exist.
-        begun: whether there are trials, so that it cannot be cut to nothing.
-    Raises:
-        StudyError: if it is damaged before its end, where nothing can be cut without losing what follows.
-    """
-    if not path.exists():
-        return
-    whole = size = damaged = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            size += len(line)
-            if not _is_whole(line):
-                damaged = damaged or number
-            elif damaged:
-                raise _damaged(path, damaged)
-            else:
-                whole = size
-    if damaged == 1 and begun:
-        raise _damaged(path, damaged)
-    if damaged:
-        logger.warning("%s: cut %d bytes that a killed process left half written", path, size - whole)
-        with path.open("r+b") as file:
-            file.truncate(whole)
-            os.fsync(file.fileno())
-
-
-def _damaged(path: Path, number: int) -> StudyError:
-    cut = f"head -n {number - 1} {path} > {path}.whole && mv {path}.whole {path}"
-    or_cut = f", or cut it there ({cut}): trials after it are taken up from their folders" if number > 1 else ""
-    return StudyError(f"{path}: line {number} is damaged; nothing was changed; put back a copy{or_cut}")
-
-
-def _replayed(journal: JournalFileBackend, path: Path) -> JournalStorage:
-    """Return the storage with everything that the journal says."""
-    try:
-        return JournalStorage(journal)
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        # Only lines of older studies come this far: they carry no checksum.
-        raise StudyError(f"{path}: cannot be read ({error!r}); nothing was changed; put back a copy") from error
 
 
 def _attributes(outcome: Outcome) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tune
-from search.study import lease
+from search.lease import lease
 from tests.command import Tune, check, end, tune_in
 
 

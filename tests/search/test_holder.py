@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from search import holder
+from search.lease import lease
 from search.record import StudyPaths
-from search.study import lease
 
 HOLDS = """
 import signal, sys, time
 from pathlib import Path
 from search import holder
 from search.record import StudyPaths
-from search.study import lease
+from search.lease import lease
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 paths = StudyPaths(Path(sys.argv[1]))
 try:

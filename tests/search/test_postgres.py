@@ -24,9 +24,10 @@ import pytest
 
 from search import address, database, planning, service
 from search.errors import StoreError, StudyError
+from search.lease import lease
 from search.record import StudyPaths
 from search.spec import SearchSpec
-from search.study import Outcome, Study, Task, lease
+from search.study import Outcome, Study, Task
 
 Load = Callable[..., SearchSpec]
 Drive = Callable[[Study, Task], Outcome]
@@ -194,7 +195,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from search.record import StudyPaths
-from search.study import lease
+from search.lease import lease
 with lease(StudyPaths(Path(sys.argv[1])), sys.argv[2]):
     print("held", flush=True)
     time.sleep(60)

@@ -17,7 +17,6 @@ from optuna.storages.journal import JournalFileBackend
 
 import durable
 from search import epochs, planning, promotion, samplers, service, tracking
-from search import study as study_module
 from search.errors import DiskError, StudyError
 from search.leaderboard import Row
 from search.record import DEFAULTS, StudyPaths, TrialRecord
@@ -303,7 +302,7 @@ def test_a_full_disk_breaks_off_writes_nothing_more_and_the_same_call_goes_on(
         resources={"slots": 2},
     )
     calls: list[str] = []
-    append = study_module._Journal.append_logs
+    append = journal_module.Journal.append_logs
 
     def full(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
         calls.append("full" if len(calls) >= 45 else "written")
@@ -314,7 +313,7 @@ def test_a_full_disk_breaks_off_writes_nothing_more_and_the_same_call_goes_on(
         append(self, logs)
 
     with monkeypatch.context() as broken:
-        broken.setattr(study_module._Journal, "append_logs", full)
+        broken.setattr(journal_module.Journal, "append_logs", full)
         with pytest.raises(DiskError, match=r"study\.journal: No space left on device; make room, then run the same"):
             search.run(spec)
     assert calls.count("full") == 1, "nothing is written behind a torn line"

@@ -22,10 +22,11 @@ from pyarrow.fs import S3FileSystem
 import durable
 from search import epochs, planning, service, store
 from search.errors import DiskError, SpecError, StoreError, StudyError
+from search.lease import lease
 from search.record import StudyPaths
 from search.spec import Objective, SearchSpec
 from search.store import Store
-from search.study import RESULT, Study, lease, read_outcome
+from search.study import RESULT, Study, read_outcome
 from search.trial import Superseded, TrialRun
 from tests import discs
 from workloads import toy as toy_workload

@@ -17,9 +17,10 @@ from optuna.trial import TrialState
 
 from search import trial
 from search.errors import StudyError
+from search.lease import lease
 from search.record import StudyPaths
 from search.spec import SearchSpec
-from search.study import Outcome, Study, Task, lease, read_outcome
+from search.study import Outcome, Study, Task, read_outcome
 
 Load = Callable[..., SearchSpec]
 Open = Callable[[SearchSpec], Study]
@@ -453,7 +454,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from search.record import StudyPaths
-from search.study import lease
+from search.lease import lease
 with lease(StudyPaths(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.read()
