@@ -16,7 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import durable
-from search import epochs, planning, promotion, samplers, service, tracking
+from search import epochs, journal, planning, promotion, samplers, service, tracking
 from search.errors import DiskError, StudyError
 from search.leaderboard import Row
 from search.record import DEFAULTS, StudyPaths, TrialRecord
@@ -302,7 +302,7 @@ def test_a_full_disk_breaks_off_writes_nothing_more_and_the_same_call_goes_on(
         resources={"slots": 2},
     )
     calls: list[str] = []
-    append = journal_module.Journal.append_logs
+    append = journal.Journal.append_logs
 
     def full(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
         calls.append("full" if len(calls) >= 45 else "written")
@@ -313,7 +313,7 @@ def test_a_full_disk_breaks_off_writes_nothing_more_and_the_same_call_goes_on(
         append(self, logs)
 
     with monkeypatch.context() as broken:
-        broken.setattr(journal_module.Journal, "append_logs", full)
+        broken.setattr(journal.Journal, "append_logs", full)
         with pytest.raises(DiskError, match=r"study\.journal: No space left on device; make room, then run the same"):
             search.run(spec)
     assert calls.count("full") == 1, "nothing is written behind a torn line"
