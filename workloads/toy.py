@@ -38,7 +38,7 @@ class Config:
     """Standard deviation of the score's noise."""
     epoch_s: float = 0.0
     """Seconds that an epoch takes."""
-    fail: Literal["never", "error", "nan", "inf", "missing", "exit", "memory", "device", "eat", "hang"] = "never"
+    fail: Literal["never", "error", "nan", "exit", "memory", "device", "eat", "hang"] = "never"
     """How the trial ends at epoch `fail_epoch`, to see what a search makes of it."""
     fail_epoch: int = 2
     """The epoch at which `fail` happens."""
@@ -76,17 +76,8 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         time.sleep(config.epoch_s)
         if number == config.fail_epoch and not (config.fail_once and resume):
             _fail(config)
-        yield Epoch(number, _measured(config, number), _saver(config, number))
-
-
-def _measured(config: Config, number: int) -> dict[str, float]:
-    score = curve(config, number)
-    found = {"score": score, "loss": 1 - score, "cost": float(config.width)}
-    if number == config.fail_epoch and config.fail == "inf":
-        return dict.fromkeys(found, math.inf)
-    if number == config.fail_epoch and config.fail == "missing":
-        return {"cost": found["cost"]}
-    return found
+        score = curve(config, number)
+        yield Epoch(number, {"score": score, "loss": 1 - score, "cost": float(config.width)}, _saver(config, number))
 
 
 def curve(config: Config, epoch: int) -> float:

@@ -37,6 +37,12 @@ BARS = {
     "clock an hour off": Bar(at_least={"starts": 6}, at_most={"run_again": 0, "lost": 0}),
     "two drivers": Bar(at_least={"refused": 3}, at_most={"slowest_s": 5}),
     "late commit": Bar(at_least={"commits": 4, "rejected": 4}),
+    "machine gone": Bar(at_least={"machines": 2}, at_most={"unfinished": 0, "most_redone": 1, "longest_gap_s": 30}),
+    "spot notice": Bar(at_least={"notices": 2}, at_most={"unfinished": 0, "most_redone": 0, "longest_gap_s": 60}),
+    "hung trial or rank": Bar(
+        at_least={"hung": 4, "ended": 4}, at_most={"others_unfinished": 0, "slowest_end_after_the_limit_s": 10}
+    ),
+    "out of memory": Bar(at_least={"trials": 6, "marked": 6}, at_most={"tried_again": 0, "others_unfinished": 0}),
     "promotion killed": Bar(at_least={"kills": 10, "winners": 3}, at_most={"missing": 0, "evaluated_twice": 0}),
 }
 """By fault. A count whose name ends in `_s`, or begins with `most_`, is the largest of all tests, others add up."""
