@@ -122,11 +122,11 @@ def _run_and_kill(
 ) -> bool:
     """Start the search and kill it at some moment; return whether it was still at work."""
     began = time.time()
-    driver = _start(space, paths)
+    driver = start(space, paths)
     try:
-        _wait_for(lambda: _holder(paths).get("pid") == driver.pid, driver, paths)
+        wait_for(lambda: holder(paths).get("pid") == driver.pid, driver, paths)
         if at_work and draw.random() < at_work:
-            _wait_for(lambda: running(paths, began) or driver.poll() is not None, driver, paths)
+            wait_for(lambda: running(paths, began) or driver.poll() is not None, driver, paths)
         with contextlib.suppress(subprocess.TimeoutExpired):
             driver.wait(draw.uniform(0, longest_s))
         if driver.poll() is not None:
@@ -134,20 +134,22 @@ def _run_and_kill(
         seen.kills += 1
         seen.while_running += running(paths, began)
     finally:
-        _kill(driver, draw.uniform(0, 0.5))
+        kill(driver, draw.uniform(0, 0.5))
     seen.finished = {**finished(paths), **seen.finished}
     _searches.say(f"kill {seen.kills}: {len(seen.finished)} trials have finished")
     return True
 
 
-def _start(space: Path, paths: StudyPaths) -> subprocess.Popen[bytes]:
+def start(space: Path, paths: StudyPaths) -> subprocess.Popen[bytes]:
+    """Start the search; what it says goes to log.txt beside its study."""
     command = [sys.executable, "tune.py", "--space", str(space), "--runs", str(paths.folder.parent)]
     log = (paths.folder.parent / "log.txt").open("ab")
     with log:
         return subprocess.Popen(command, cwd=_searches.ROOT, stdout=log, stderr=log)
 
 
-def _wait_for(happened: Callable[[], bool], driver: subprocess.Popen[bytes], paths: StudyPaths) -> None:
+def wait_for(happened: Callable[[], bool], driver: subprocess.Popen[bytes], paths: StudyPaths) -> None:
+    """Wait until something has happened; BenchmarkError if the driver ends before, or takes too long."""
     until = time.monotonic() + START_S
     while not happened():
         if time.monotonic() > until or driver.poll() is not None:
@@ -155,7 +157,8 @@ def _wait_for(happened: Callable[[], bool], driver: subprocess.Popen[bytes], pat
         time.sleep(0.02)
 
 
-def _holder(paths: StudyPaths) -> Mapping[str, Any]:
+def holder(paths: StudyPaths) -> Mapping[str, Any]:
+    """Return what the study's lease says."""
     try:
         holder: dict[str, Any] = json.loads(paths.lease.read_text())
     except (OSError, ValueError):
@@ -163,7 +166,7 @@ def _holder(paths: StudyPaths) -> Mapping[str, Any]:
     return holder
 
 
-def _kill(driver: subprocess.Popen[bytes], pause_s: float) -> None:
+def kill(driver: subprocess.Popen[bytes], pause_s: float) -> None:
     """Kill the driver, and a moment later every process that it and its children had started."""
     try:
         children = psutil.Process(driver.pid).children(recursive=True)
@@ -179,10 +182,10 @@ def _kill(driver: subprocess.Popen[bytes], pause_s: float) -> None:
 
 
 def _finish(space: Path, paths: StudyPaths) -> None:
-    driver = _start(space, paths)
+    driver = start(space, paths)
     try:
         code = driver.wait(END_S)
     finally:
-        _kill(driver, 0)
+        kill(driver, 0)
     if code:
         raise BenchmarkError(f"exit code {code}: {(paths.folder.parent / 'log.txt').read_text()[-2000:]}")
