@@ -6,6 +6,8 @@ import errno
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes of the commands."""
+OUT_OF_MEMORY = "running low on memory"
+"""What Ray says of a process that it killed before the machine ran out of memory."""
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 

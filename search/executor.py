@@ -34,7 +34,7 @@ from ray.tune.search import Searcher
 
 from search import epochs, logs, trial
 from search.drain import LEAVING
-from search.errors import DiskError, SearchError, disk_error, is_disk
+from search.errors import OUT_OF_MEMORY, DiskError, SearchError, disk_error, is_disk
 from search.record import State, TrialRecord
 from search.resources import is_gang, worker
 from search.slot import Slot
@@ -52,8 +52,6 @@ CRASHES = 3
 """Trials in a row that lose every process they are given before the search is broken off."""
 DEATHS = 10
 """Processes in a row that may die of one trial without an epoch, over all runs of a study, before it has failed."""
-OUT_OF_MEMORY = "running low on memory"
-"""What Ray says of a process that it killed before the machine ran out of memory."""
 ASK_AHEAD_SHARE = 0.05
 """A question that takes more than this share of a trial is asked while the slots work."""
 
@@ -402,7 +400,7 @@ def _lost(error: Any) -> str:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if LEAVING in str(error):
         return "machine"
-    if "OutOfMemoryError" in kinds or "low on memory" in str(error):
+    if "OutOfMemoryError" in kinds or OUT_OF_MEMORY in str(error):
         return "memory"
     if "NodeDiedError" in kinds or "node has died" in str(error):
         return "node"

@@ -14,6 +14,7 @@ import torch
 
 from segmentation import ranks
 from segmentation.epoch import Epoch, Evaluation, OutOfMemoryError
+from workloads import toy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Config:
     epoch_s: float = 0.0
     """Length of an epoch."""
     fails: str = ""
-    """raise, memory, exit, hang or short: how one rank fails; short: of memory, above two images in a pass."""
+    """raise, memory, eat, exit, hang or short: how one rank fails; short: of memory, above two images in a pass."""
     fails_rank: int = 1
     """Which."""
     fails_epoch: int = 2
@@ -103,6 +104,8 @@ def _fail(config: Config, rank: int, number: int) -> None:
         if config.micro_batch > 2:
             raise OutOfMemoryError("too little memory", config.micro_batch // 2)
         return
+    if config.fails == "eat":
+        toy.eat(3.0)
     if config.fails == "hang":
         time.sleep(600)
     if config.fails == "raise":

@@ -136,12 +136,18 @@ def _fail(config: Config) -> None:
     if how == "device":
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     if how == "eat":
-        eaten = bytearray(int(config.eat_gib * 2**30))
-        eaten[:: mmap.PAGESIZE] = b"1" * len(eaten[:: mmap.PAGESIZE])
-    if how in ("eat", "hang"):
+        eat(config.eat_gib)
+    if how == "hang":
         time.sleep(3600)
     if how == "exit":
         os._exit(17)
+
+
+def eat(gib: float) -> None:
+    """Take so much memory and keep it for an hour."""
+    eaten = bytearray(int(gib * 2**30))
+    eaten[:: mmap.PAGESIZE] = b"1" * len(eaten[:: mmap.PAGESIZE])
+    time.sleep(3600)
 
 
 def _normal(seed: int, draw: int) -> float:

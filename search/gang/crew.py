@@ -36,7 +36,11 @@ LOOK_S = 1.0
 
 
 class RankDied(RuntimeError):
-    """A rank's process is gone; new ones are on their way."""
+    """A rank's process is gone; new ones are on their way. `memory`: Ray killed it before its machine ran out of it."""
+
+    def __init__(self, told: str, *, memory: bool = False) -> None:
+        super().__init__(told)
+        self.memory = memory
 
 
 class TrialError(RuntimeError):
@@ -219,5 +223,6 @@ class Crew:
         return heard
 
     def _died(self, number: int) -> RankDied:
+        memory = self.group.ran_out_of_memory(number)
         self.recycle()
-        return RankDied(f"rank {number} of {self.workers} died")
+        return RankDied(f"rank {number} of {self.workers} died", memory=memory)

@@ -52,6 +52,8 @@ class Gang(KeepsItself):
                 return self._step()
             except RankDied as death:
                 self.begun, self.deaths = False, self.deaths + 1
+                if death.memory:
+                    return self._failed(f"out of memory: {death}, killed by Ray before its machine ran out of it", "")
                 if self.deaths == self.order["resources"]["max_attempts"]:
                     return self._failed(f"{death}, the last of {self.deaths} times", "")
             except Hung as error:

@@ -37,9 +37,12 @@ from ray.train.v2._internal.execution.worker_group import worker_group as train_
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from search.errors import OUT_OF_MEMORY
 from search.ray_token import is_loopback
 
 JOIN_S = 1800
+ASK_S = 5.0
+"""How long Ray may take to say why a worker is gone."""
 FAILED_STARTS = 3
 """Starts of a group in a row that may fail before it is given up."""
 
@@ -89,10 +92,21 @@ class TrainGroup:
 
     def kill(self) -> None:
         """End all workers now, whatever they wait for; new ones are started."""
+        for worker in self._workers():
+            ray.kill(worker.actor)
+
+    def ran_out_of_memory(self, rank: int) -> bool:
+        """Return whether Ray has killed a worker, which is gone, because its machine was running low on memory."""
+        try:
+            ray.get(self._workers()[rank].actor.__ray_ready__.remote(), timeout=ASK_S)
+        except Exception as error:
+            return OUT_OF_MEMORY in str(error)
+        return False
+
+    def _workers(self) -> list[Any]:
         controller = self._trainer.controller
         group = controller.get_worker_group() if controller is not None else None
-        for worker in group.get_workers() if group is not None and group.has_started() else []:
-            ray.kill(worker.actor)
+        return list(group.get_workers()) if group is not None and group.has_started() else []
 
     def join(self, timeout_s: float) -> None:
         """Wait for the end of the group, once its function has returned."""

@@ -62,18 +62,29 @@ def test_what_hangs_is_ended_and_the_next_trial_runs(tmp_path: Path, tell: Tell,
     assert len(hung) == len(others) == 2
 
 
-def test_a_machine_without_memory_costs_the_trial_that_eats_it(tmp_path: Path, tell: Tell) -> None:
+@pytest.mark.parametrize("workers", [1, 2], ids=["slot", "gang"])
+def test_a_machine_without_memory_costs_the_trial_that_eats_it(tmp_path: Path, tell: Tell, workers: int) -> None:
     """Ray ends a process before the system has to: its limit is set a little above what is in use now."""
     memory = psutil.virtual_memory()
     limit = (memory.total - memory.available + (EATEN_GIB - 1) * 2**30) / memory.total
     if limit > 0.95:
         pytest.skip("too much of this machine's memory is in use")
     environment = {"RAY_memory_usage_threshold": f"{limit:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    parameters = {"fail": {"choices": ["eat", "never"]}, "lr": {"choices": [0.01, 0.1]}}
-    fixed = {**TOY["fixed"], "eat_gib": EATEN_GIB}
-    space = {**TOY, "parameters": parameters, "fixed": fixed, "resources": {"slots": 2}}
-    records, _ = run(tmp_path, space, environment)
-    _tell(tell, "of the host", records, "eat", "out of memory: ")
+    lr = {"lr": {"choices": [0.01, 0.1]}}
+    if workers == 1:
+        parts = {
+            "parameters": {"fail": {"choices": ["eat", "never"]}, **lr},
+            "fixed": {**TOY["fixed"], "eat_gib": EATEN_GIB},
+            "resources": {"slots": 2},
+        }
+    else:
+        parts = {
+            "workload": "tests.parallel_workload",
+            "parameters": {"fails": {"choices": ["eat", ""]}, **lr},
+            "resources": {"workers": 2},
+        }
+    records, _ = run(tmp_path, {**TOY, **parts}, environment)
+    _tell(tell, f"of the host, {workers} workers", records, "eat", "out of memory: ")
 
 
 def test_a_device_without_memory_costs_its_trial(tmp_path: Path, tell: Tell) -> None:
@@ -84,8 +95,8 @@ def test_a_device_without_memory_costs_its_trial(tmp_path: Path, tell: Tell) -> 
 
 
 def _tell(tell: Tell, done: str, records: list[TrialRecord], how: str, reason: str) -> None:
-    eaters = [record for record in records if record.params["fail"] == how]
-    others = [record for record in records if record.params["fail"] == "never"]
+    eaters = [record for record in records if how in record.params.values()]
+    others = [record for record in records if not {"never", ""}.isdisjoint(map(str, record.params.values()))]
     tell(
         "out of memory",
         done,

@@ -64,6 +64,9 @@ class Threads:
     def works(self) -> None:
         self.worked += 1
 
+    def ran_out_of_memory(self, number: int) -> bool:
+        return False
+
     def kill(self) -> None:
         self._start()
 
