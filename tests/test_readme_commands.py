@@ -23,7 +23,6 @@ from workloads._spark.generator import Synthetic as Spacecraft
 from workloads._telescope import generator
 from workloads._telescope.generator import Synthetic
 
-SMALL = " --set search.trials=2 --set fixed.epochs=1 --set promotion.k=1"
 SHORTER = {
     "make help": "",
     "make tune": " SPACE=toy.yaml ARGS='--runs {runs}/make --set search.trials=2'",
@@ -47,7 +46,7 @@ SHORTER = {
     "python -m workloads inspect pairs": " --out {runs}/inspect",
     "python -m workloads inspect pairs --set data.root=mine --set data.classes=2": " --out {runs}/inspect-mine",
     "python tune.py --space nuclei.yaml --dry-run": " --runs {runs}/dry",
-    "python tune.py --space nuclei.yaml --set search.trials=64": f" --runs {{runs}}/more{SMALL}",
+    "python tune.py --space nuclei.yaml --set search.trials=64": " --runs {runs}/more --dry-run",
     "python tune.py --space nuclei.yaml --set data.root=mine --set data.classes=2": " --runs {runs}/mine --dry-run",
     "python tune.py --space unet3plus_debug.yaml": " --runs {runs}/spacecraft --dry-run",
     "python tune.py --space unet3plus.yaml --set data.root=/data/spark": " --runs {runs}/spark --dry-run"

@@ -287,6 +287,7 @@ def _logits(folder: Path) -> dict[str, Any]:
 
 @needs_deepspeed
 @pytest.mark.row("K8")
+@pytest.mark.slow
 def test_a_checkpoint_of_every_strategy_gives_one_process_the_same_logits(tmp_path):
     shown, _ = together(tmp_path, _logits)
     image = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -322,6 +323,7 @@ def _scaled(folder: Path) -> dict[str, Any]:
 
 
 @needs_deepspeed
+@pytest.mark.slow
 def test_the_loss_scale_falls_on_all_ranks_and_no_weight_moves_where_one_overflows(tmp_path):
     first, second = together(tmp_path, _scaled)
     assert first == second
@@ -418,6 +420,7 @@ def _rested(folder: Path) -> dict[str, list[dict[str, float]]]:
 
 @needs_deepspeed
 @pytest.mark.row("K8")
+@pytest.mark.slow
 def test_an_encoder_rests_and_learns_alike_and_a_run_goes_on_across_that(tmp_path):
     first, second = together(tmp_path, _rested)
     assert first == second

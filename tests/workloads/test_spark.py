@@ -929,6 +929,7 @@ def _pairs_of(root, **values):
     return configuration.build(pairs.Config, {**spec.fixed, **chosen, "epochs": 2, "lr": 3e-3, "threads": 1, **values})
 
 
+@pytest.mark.slow
 def test_spacecraft_in_ordinary_folders_train_through_pairs(tree, tmp_path):
     config = _pairs_of(_folder(tree, tmp_path / "mine"))
     assert config.network.name == "unet3plus"
