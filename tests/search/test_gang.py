@@ -84,7 +84,8 @@ def test_trials_run_one_after_another_in_the_same_processes_and_nothing_is_left(
     assert not paths.gangs.exists()
 
 
-@pytest.mark.parametrize("who", ["rank", pytest.param("gang", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["rank", "gang"])
 def test_a_killed_process_is_replaced_and_its_trial_goes_on(run: Run, tmp_path: Path, who: str) -> None:
     paths = StudyPaths(tmp_path / "study")
     killed: dict[str, Any] = {}

@@ -80,6 +80,7 @@ def test_list_shows_a_preset_beside_the_defaults(capsys):
     assert "  epochs = 2  (whole number; default 5)\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.row("K2")
 def test_backbones_counts_the_ten_and_those_named(capsys):
     assert command.main(["backbones", "resnet10t", "--size", "64"]) == DONE
