@@ -74,11 +74,12 @@ def measure(
 
 def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the README's rows."""
+    seeds = ", ".join(str(row["seed"]) for row in result["rows"])
     volumes = ", ".join(f"{row['hypervolume']:.3f}/{row['hypervolume_scratch']:.3f}" for row in result["rows"])
     return [
         (
             f"search over pruning ratios, inherited weights, {result['trials']} trials, {result['data']}: time to the "
-            f"hypervolume that both reach, scan included, median of {len(result['rows'])} seeds",
+            f"hypervolume that both reach, scan included, seeds {seeds}",
             f"{result['time_ratio_to_scratch']:.2f} of that from scratch; {result['with_parent']:.2f} with training "
             "the parent",
             f"hypervolumes {volumes}; aim: at most a third",
