@@ -79,7 +79,7 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [
         (
             f"search over pruning ratios, inherited weights, {result['trials']} trials, {result['data']}: time to the "
-            f"hypervolume that both reach, scan included, seeds {seeds}",
+            f"hypervolume that both reach, scan included, seed {seeds}",
             f"{result['time_ratio_to_scratch']:.2f} of that from scratch; {result['with_parent']:.2f} with training "
             "the parent",
             f"hypervolumes {volumes}; aim: at most a third",
