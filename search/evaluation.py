@@ -55,9 +55,7 @@ def run(paths: StudyPaths, spec: SearchSpec, candidates: Sequence[Candidate], fi
         DiskError: if the disk is full.
     """
     job = ray.remote(_job).options(num_cpus=spec.evaluation.cpus, num_gpus=float(spec.evaluation.gpus), max_retries=2)
-    study = str(paths.folder.absolute())
-    uri = paths.store.uri
-    jobs = {job.remote(spec.workload, study, asdict(candidate), uri): candidate.name for candidate in candidates}
+    jobs = {job.remote(*arguments(paths, spec, candidate)): candidate.name for candidate in candidates}
     problems = []
     while jobs:
         (ready,), _ = ray.wait(list(jobs), num_returns=1)
@@ -72,6 +70,11 @@ def run(paths: StudyPaths, spec: SearchSpec, candidates: Sequence[Candidate], fi
             problems.append(f"evaluation of trial {name}: {error}")
     if problems:
         raise EvaluationError("\n".join(problems))
+
+
+def arguments(paths: StudyPaths, spec: SearchSpec, candidate: Candidate) -> list[Any]:
+    """Return what a job is told, as plain data."""
+    return [spec.workload, str(paths.folder.absolute()), asdict(candidate), paths.store.uri]
 
 
 def _job(workload_name: str, study: str, plain: dict[str, Any], uri: str | None) -> None:

@@ -13,14 +13,13 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import ray
 
 from search import ray_session
 from search.errors import EvaluationError, SearchError
-from search.evaluation import Candidate, missing
+from search.evaluation import Candidate, arguments, missing
 from search.record import StudyPaths
 from search.spec import SearchSpec
 
@@ -43,6 +42,7 @@ def run(paths: StudyPaths, spec: SearchSpec, candidates: Sequence[Candidate], fi
     while jobs:
         for job in [job for job in jobs if client.get_job_status(job).is_terminal()]:
             candidate = jobs.pop(job)
+            paths.store.pull(paths.evaluation(candidate.name))
             if missing(paths, [candidate]):
                 said = client.get_job_logs(job).splitlines()[-LINES:]
                 problems.append(f"evaluation of trial {candidate.name}, job {job}: " + "\n".join(said))
@@ -88,7 +88,7 @@ def _name(paths: StudyPaths, candidate: Candidate, number: int) -> str:
 
 
 def _order(paths: StudyPaths, spec: SearchSpec, candidate: Candidate) -> dict[str, Any]:
-    content = json.dumps([spec.workload, str(paths.folder.absolute()), asdict(candidate)])
+    content = json.dumps(arguments(paths, spec, candidate))
     return {
         "entrypoint": f"{shlex.quote(sys.executable)} -m search.evaluation {shlex.quote(content)}",
         "entrypoint_num_cpus": spec.evaluation.cpus,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
 from search import spec_file
 from search.record import StudyPaths
 from search.study import Study
+from tests import heads
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 SPOT, ON_DEMAND, MOST = 2, 2, 3
 """Machines of each kind that there may be, and of all kinds together."""
@@ -51,7 +49,6 @@ class Growing:
 
     address: str
     folder: Path
-    watch: subprocess.Popen[bytes]
 
     def seen(self) -> list[dict[str, Any]]:
         """Return how many machines of each kind there were, over time."""
@@ -70,7 +67,7 @@ class Growing:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Growing]:
     """Start a head whose autoscaler adds machines of one CPU: spot ones first, all others once there are no more."""
-    port, head = free_port(), secrets.token_hex(28)
+    port, head = heads.free_port(), secrets.token_hex(28)
     config = {
         "cluster_name": "fake",
         "max_workers": MOST,
@@ -93,32 +90,25 @@ def cluster(tmp_path: Path) -> Iterator[Growing]:
     }
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
     environment = {
-        **os.environ,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": head,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head,
-        "PYTHONPATH": str(ROOT),
     }
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0"),
-        *(f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"),
-        *(f"--autoscaling-config={tmp_path / 'cluster.yaml'}", f"--dashboard-agent-listen-port={free_port()}"),
-        f"--metrics-export-port={free_port()}",
-    ]
-    address = f"127.0.0.1:{port}"
-    with (tmp_path / "head.txt").open("w") as log, (tmp_path / "watch.txt").open("w") as seen:
-        started = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        wait_for(port, tmp_path / "head.txt")
+    options = ("--num-cpus=0", "--include-dashboard=false", f"--autoscaling-config={tmp_path / 'cluster.yaml'}")
+    with (
+        heads.started(port, tmp_path, *options, environment=environment) as address,
+        (tmp_path / "watch.txt").open("w") as seen,
+    ):
         watching = {**os.environ, "RAY_ADDRESS": address}
         watch = subprocess.Popen([sys.executable, "-c", WATCH], env=watching, stdout=seen)
         try:
-            yield Growing(address, tmp_path, watch)
+            yield Growing(address, tmp_path)
         finally:
             watch.kill()
             watch.wait()
-            end(started)
 
 
 def test_slots_come_with_the_machines_and_go_with_them(cluster: Growing) -> None:
@@ -182,33 +172,3 @@ def node(kind: str, most: int, priority: int) -> dict[str, Any]:
         "max_workers": most,
         "priority": priority,
     }
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def wait_for(port: int, log: Path) -> None:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError(log.read_text())
-
-
-def end(started: subprocess.Popen[bytes]) -> None:
-    """End the head and all that it started, by pid."""
-    family = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
-    started.send_signal(signal.SIGTERM)
-    try:
-        started.wait(20)
-    except subprocess.TimeoutExpired:
-        started.kill()
-        started.wait()
-    _, left = psutil.wait_procs(family, timeout=10)
-    for process in left:
-        process.kill()

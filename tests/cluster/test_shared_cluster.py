@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,44 +20,22 @@ import pytest
 from search import glance
 from search.metrics import METRICS
 from search.record import StudyPaths
+from tests import heads
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def free_port() -> int:
-    """Return a port that nobody has, below those that the system deals out: Ray's processes take these meanwhile."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with socket.socket() as found, contextlib.suppress(OSError):
-            found.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port")
-
-
 @pytest.fixture
-def head() -> Iterator[dict[str, Any]]:
+def head(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Start a Ray of its own whose agent serves metrics; gives the ports and the address."""
     pytest.importorskip("prometheus_client", reason="needs ray[default]")
-    port, exported = free_port(), free_port()
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"),
-        *(f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"),
-        *(f"--metrics-export-port={exported}", f"--dashboard-agent-listen-port={free_port()}"),
-    ]
+    exported = heads.free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_metrics_report_interval_ms": "1000"}
     environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as started:
-        try:
-            yield {
-                "address": f"127.0.0.1:{port}",
-                "metrics": f"http://127.0.0.1:{exported}/metrics",
-                "env": environment,
-            }
-        finally:
-            started.terminate()
-            started.wait(30)
+    options = ("--num-cpus=2", "--include-dashboard=false", f"--metrics-export-port={exported}")
+    with heads.started(heads.free_port(), tmp_path, *options, environment=environment) as address:
+        yield {"address": address, "metrics": f"http://127.0.0.1:{exported}/metrics", "env": environment}
 
 
 @contextlib.contextmanager

@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
 
 from search import epochs, spec_file
 from search.record import StudyPaths
 from search.study import Study
-from tests.cluster.test_autoscaling import end, free_port, wait_for
+from tests import heads
 from tests.conftest import ROOT
 from tests.faults.table import Tell
 
@@ -74,21 +76,16 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     (folder / "token").chmod(0o600)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    port, dashboard = free_port(), free_port()
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"),
-        *(f"--port={port}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
-        *(f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"),
-        *(f"--metrics-export-port={free_port()}", "--disable-usage-stats", '--resources={"driver": 1}'),
-    ]
-    with (folder / "head.txt").open("w") as log:
-        started = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        try:
-            wait_for(dashboard, folder / "head.txt")
-            time.sleep(3)  # its agent
-            yield Head(f"http://127.0.0.1:{dashboard}", environment)
-        finally:
-            end(started)
+    port, dashboard = heads.free_port(), heads.free_port()
+    options = (
+        "--num-cpus=2",
+        '--resources={"driver": 1}',
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+    )
+    with heads.started(port, folder, *options, wait_for=dashboard, environment=environment):
+        time.sleep(3)  # its agent
+        yield Head(f"http://127.0.0.1:{dashboard}", environment)
 
 
 def test_a_job_gives_what_a_laptop_gives(head: Head, tmp_path: Path) -> None:
@@ -99,8 +96,9 @@ def test_a_job_gives_what_a_laptop_gives(head: Head, tmp_path: Path) -> None:
     subprocess.run(here, cwd=ROOT, check=True, capture_output=True, timeout=200)
     assert artefacts(tmp_path / "job") == artefacts(tmp_path / "here")
     assert board(tmp_path / "job") == board(tmp_path / "here")
-    (size,) = re.findall(r"Uploading package \S+ \(([0-9.]+)MiB\)", done.stdout + done.stderr)
-    assert float(size) < MOST_MIB
+    excludes = get_runtime_env_default_excludes()
+    create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True, excludes=excludes)
+    assert (tmp_path / "package.zip").stat().st_size < MOST_MIB * 2**20
     jobs = re.findall(r"evaluate-space-\w+-\d+-\w+-1", head.job("list").stdout)
     assert len(set(jobs)) == len(board(tmp_path / "job"))
     again = head.submit("--space", space, "--runs", str(tmp_path / "job"), "--set", "evaluation.run_as=jobs")
