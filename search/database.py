@@ -27,7 +27,7 @@ from sqlalchemy.pool import NullPool
 
 import durable
 from search import address
-from search.errors import StoreError, StudyError
+from search.errors import StoreError, held
 from search.record import StudyPaths
 from search.store import SETTLE_S
 
@@ -119,10 +119,10 @@ class Database:
             # Of our own, broken, the server may not have learned yet.
             if time.monotonic() > until or (self._open and not holder.startswith(self._me)):
                 connection.close()
-                refusal = f"{self.where}: another search holds this study ({holder}); "
                 if self._open:
-                    raise StoreError(f"{refusal}it took over while the connection was lost; nothing is lost")
-                raise StudyError(f"{refusal}wait for it, stop it, or start a study of your own with --study NAME")
+                    taken = "it took over while the connection was lost; nothing is lost"
+                    raise StoreError(f"{self.where}: another search holds this study ({holder}); {taken}")
+                raise held(self.where, holder)
             connection.rollback()
             time.sleep(PAUSE_S)
         connection.commit()

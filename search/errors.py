@@ -23,6 +23,14 @@ class StudyError(BadInput):
     """A study that cannot be used: who holds it, or what differs, and what to do."""
 
 
+def held(where: object, holder: str, hint: str = "") -> StudyError:
+    """Return the refusal of a study that another process writes."""
+    return StudyError(
+        f"{where}: another search holds this study ({holder}){hint}; "
+        "wait for it, stop it, or start a study of your own with --study NAME"
+    )
+
+
 class TrackingError(BadInput):
     """A logger that is asked for and cannot be used."""
 

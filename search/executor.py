@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import tempfile
@@ -19,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -28,6 +30,8 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -43,6 +47,16 @@ from search.study import RESULT, Outcome, Study, Task, outcome_from
 
 logger = logging.getLogger(__name__)
 
+
+def _any_death(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+    """Take every way for a slot to die as one: of memory it is not a RayActorError, and Ray Tune would break off."""
+    if not isinstance(exception, RayActorError | RayTaskError):
+        exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
+    _task_failed(manager, tracked_actor_task, exception)
+
+
+_task_failed = RayActorManager._actor_task_failed
+setattr(RayActorManager, _task_failed.__name__, _any_death)
 # Ray Tune hands these on as a runtime_env, which Ray writes to a log. Slots inherit them, or have their machine's own.
 class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
@@ -196,15 +210,14 @@ class Director:
             self.study.tell(task.number, self._outcome(task.number, outcome_json, crashed))
             self.listener.trial_ended(self.study.record(task.number))
 
-    def died(self, trial_id: str, crash: str) -> None:
+    def died(self, trial_id: str, kind: str, crash: str) -> None:
         """Take note that a trial lost its process; of memory that does not suffice it would die again."""
         self.crash = crash
         task = self.running.get(trial_id)
-        if task is not None and OUT_OF_MEMORY in crash:
+        if task is not None and kind == "memory":
             with self._minding_errors():
                 self.study.fetch(task.number)
-                folder, objectives = self.study.trial_folder(task.number), self.study.spec.objectives
-                self._commit(task.number, trial.outcome_of(folder, objectives, "failed", f"out of memory: {crash}"))
+                self._end(task.number, "failed", "out of memory: killed by Ray before its machine ran out of it")
 
     def halt(self, reason: str) -> None:
         """Start nothing more: a slot found the disk full."""
@@ -241,12 +254,15 @@ class Director:
             outcome = outcome_from(json.loads(outcome_json))
             # Its slot has committed it, but a store knows only what the driver says.
             return self._commit(number, outcome) if self.study.paths.store else outcome
-        folder, objectives = self.study.trial_folder(number), self.study.spec.objectives
         if crashed:
-            reason = f"its process died {self.study.spec.resources.max_attempts} times: {self.crash}"
-            return self._commit(number, trial.outcome_of(folder, objectives, "failed", reason))
-        reason = self._verdicts.pop(number, "stopped")
-        return self._commit(number, trial.outcome_of(folder, objectives, "stopped", reason))
+            died = f"its process died {self.study.spec.resources.max_attempts} times: {self.crash}"
+            return self._end(number, "failed", died)
+        return self._end(number, "stopped", self._verdicts.pop(number, "stopped"))
+
+    def _end(self, number: int, state: State, reason: str) -> Outcome:
+        """Commit how a trial ended that did not say so itself, from what its folder shows."""
+        folder, objectives = self.study.trial_folder(number), self.study.spec.objectives
+        return self._commit(number, trial.outcome_of(folder, objectives, state, reason))
 
     def _commit(self, number: int, outcome: Outcome) -> Outcome:
         folder, store = self.study.trial_folder(number), self.study.paths.store
@@ -269,8 +285,7 @@ class Director:
         began = time.monotonic()
         task = self.study.ask()
         while task is not None and (ended := self._ended_already(task)):
-            folder, objectives = self.study.trial_folder(task.number), self.study.spec.objectives
-            self.study.tell(task.number, self._commit(task.number, trial.outcome_of(folder, objectives, *ended)))
+            self.study.tell(task.number, self._end(task.number, *ended))
             self.listener.trial_ended(self.study.record(task.number))
             task = self.study.ask()
         self._ask_s = time.monotonic() - began
@@ -366,11 +381,12 @@ class _Verdicts(_InDriver, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Look at a death before Ray Tune starts the trial again."""
-        crash = " ".join(str(trial.get_error()).split())[-500:]
+        error = _error(trial)
+        kind, crash = _lost(error), _told(error)
         logger.warning("trial %s: %s", trial.config.get("number"), crash)
-        if LEAVING in crash:
-            trial.max_failures += 1  # its machine is taken away, which is no fault of the trial
-        self.director.died(trial.trial_id, crash)
+        if kind == "machine":
+            trial.max_failures += 1  # taken away, which is no fault of the trial
+        self.director.died(trial.trial_id, kind, crash)
 
 
 class _Ticks(_InDriver, tune.Callback):
@@ -389,18 +405,30 @@ class _Ticks(_InDriver, tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if task := self.director.running.get(trial.trial_id):
-            self.director.listener.trial_retried(task.number, _lost(trial.get_error()))
+            self.director.listener.trial_retried(task.number, _lost(_error(trial)))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.director.listener.tick()
 
 
-def _lost(error: Any) -> str:
+def _error(trial: Any) -> Exception | None:
+    """Return what ended the last process of a trial; Ray Tune's own `get_error` looks where nothing is copied to."""
+    file = trial.pickled_error_file
+    return pickle.loads(Path(file).read_bytes()) if file else None
+
+
+def _told(error: Exception | None) -> str:
+    """Return what there is to read of an error in a line: of a traceback the end, of Ray's advice nothing."""
+    text = " ".join(str(error).split())
+    return text[-500:] if isinstance(error, RayTaskError) else text.partition(" Some common causes")[0][:500]
+
+
+def _lost(error: Exception | None) -> str:
     """Return what a trial lost its process to, in one of few words."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if LEAVING in str(error):
         return "machine"
-    if "OutOfMemoryError" in kinds or OUT_OF_MEMORY in str(error):
+    if OUT_OF_MEMORY in str(error):
         return "memory"
     if "NodeDiedError" in kinds or "node has died" in str(error):
         return "node"

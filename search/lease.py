@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from search import address, holder
-from search.errors import StudyError
+from search.errors import StudyError, held
 from search.record import StudyPaths
 
 if TYPE_CHECKING:
@@ -86,7 +86,4 @@ def _lock(paths: StudyPaths, file: TextIO) -> None:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(holder.POLL_S)
     file.seek(0)
-    raise StudyError(
-        f"{paths.folder}: another search holds this study ({file.read().strip()}); "
-        "wait for it, stop it, or start a study of your own with --study NAME"
-    )
+    raise held(paths.folder, file.read().strip())

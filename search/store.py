@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 import durable
 from search import ray_session
-from search.errors import SpecError, StoreError, StudyError, disk_error, is_disk
+from search.errors import SpecError, StoreError, StudyError, disk_error, held, is_disk
 
 CACHE = "SEGMENTATION_CACHE"
 LAST = (durable.MANIFEST, "evaluation.json")
@@ -297,10 +297,7 @@ class _Lease:
 
     def _refusal(self, hint: str) -> StudyError:
         shown_holder = {key: value for key, value in self._holder().items() if key in ("pid", "host", "since")}
-        return StudyError(
-            f"{shown(str(self.store.uri))}: another search holds this study ({json.dumps(shown_holder)}){hint}; "
-            "wait for it, stop it, or start a study of your own with --study NAME"
-        )
+        return held(shown(str(self.store.uri)), json.dumps(shown_holder), hint)
 
     def _left(self, holder: dict[str, Any]) -> float:
         """Return for how many seconds another process may still think that it holds the study."""

@@ -14,19 +14,8 @@ import durable
 from configuration import YamlError, flatten, read_yaml, without_retired
 from search.errors import StudyError
 from search.record import StudyPaths
-from search.spec import (
-    Evaluation,
-    Objective,
-    Parameter,
-    Parent,
-    Promotion,
-    Resources,
-    Search,
-    SearchSpec,
-    Stopping,
-    Tracking,
-    Training,
-)
+from search.spec import Objective, Parameter, Parent, SearchSpec, Training
+from search.spec_file import SECTIONS
 
 FREE = (
     "search.trials",
@@ -56,14 +45,6 @@ FROZEN = (
 """Parts that may not: with more workers, a step learns from more images."""
 PACKAGES = ("ray", "optuna", "torch", "torchvision", "timm", "numpy")
 SHOWN_DIFFERENCES = 5
-_SECTIONS: dict[str, Any] = {
-    "search": Search,
-    "stopping": Stopping,
-    "resources": Resources,
-    "promotion": Promotion,
-    "evaluation": Evaluation,
-    "tracking": Tracking,
-}
 
 
 def write(paths: StudyPaths, spec: SearchSpec, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
@@ -116,7 +97,8 @@ def read(paths: StudyPaths) -> tuple[SearchSpec, dict[str, Any]]:
 
 def _spec(content: Mapping[str, Any]) -> SearchSpec:
     parent = content.get("parent", {})
-    sections = {name: kind(**content[name]) for name, kind in _SECTIONS.items() if name in content}
+    sections = {name: kind(**content[name]) for name, kind in SECTIONS.items() if name in content}
+    sections["parent"] = Parent(**{**parent, "train": Training(**parent.get("train", {}))})
     return SearchSpec(
         name=content["name"],
         workload=content["workload"],
@@ -124,7 +106,6 @@ def _spec(content: Mapping[str, Any]) -> SearchSpec:
         parameters=tuple(_parameter(name, values) for name, values in content["parameters"].items()),
         constraints=tuple(content.get("constraints", ())),
         fixed=content.get("fixed", {}),
-        parent=Parent(**{**parent, "train": Training(**parent.get("train", {}))}),
         **sections,
     )
 

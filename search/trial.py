@@ -165,7 +165,7 @@ class TrialRun:
             return
         self.mark = uuid.uuid4().hex.encode()
         self.store.write(_attempt(self.folder, self.attempt), self.mark)
-        self.store.push(self.folder / "config.json")
+        self.store.push(self.folder / CONFIG)
         parent = self.store.folder / "parent"
         if self.config.get("parent") == str(parent):
             self.store.pull(parent)

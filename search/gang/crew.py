@@ -223,6 +223,6 @@ class Crew:
         return heard
 
     def _died(self, number: int) -> RankDied:
-        memory = self.group.ran_out_of_memory(number)
+        memory = self.group.ran_out_of_memory()
         self.recycle()
         return RankDied(f"rank {number} of {self.workers} died", memory=memory)

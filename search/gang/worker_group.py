@@ -25,6 +25,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
 
 import ray
+from ray.exceptions import RayError
 from ray.train import BackendConfig, RunConfig, ScalingConfig
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend
@@ -79,6 +80,7 @@ class TrainGroup:
         )
         self._trainer.policy = self._policy
         self.error: BaseException | None = None
+        self._workers: list[Any] = []
         self._thread = threading.Thread(target=self._run, name="ray-train", daemon=True)
         self._thread.start()
 
@@ -89,24 +91,24 @@ class TrainGroup:
     def works(self) -> None:
         """Take note that all workers are there: failures from here on are counted anew."""
         self._policy.failures = 0
+        controller = self._trainer.controller
+        group = controller.get_worker_group() if controller is not None else None
+        # Kept, since Ray Train lets go of a group as soon as one of its workers is gone.
+        self._workers = list(group.get_workers()) if group is not None and group.has_started() else []
 
     def kill(self) -> None:
         """End all workers now, whatever they wait for; new ones are started."""
-        for worker in self._workers():
+        for worker in self._workers:
             ray.kill(worker.actor)
 
-    def ran_out_of_memory(self, rank: int) -> bool:
-        """Return whether Ray has killed a worker, which is gone, because its machine was running low on memory."""
-        try:
-            ray.get(self._workers()[rank].actor.__ray_ready__.remote(), timeout=ASK_S)
-        except Exception as error:
-            return OUT_OF_MEMORY in str(error)
-        return False
+    def ran_out_of_memory(self) -> bool:
+        """Return whether Ray has killed one of the workers because its machine was running low on memory.
 
-    def _workers(self) -> list[Any]:
-        controller = self._trainer.controller
-        group = controller.get_worker_group() if controller is not None else None
-        return list(group.get_workers()) if group is not None and group.has_started() else []
+        All are asked: whose death is heard of first may have been ended by Ray Train, for another one's sake.
+        """
+        answers = [worker.actor.__ray_ready__.remote() for worker in self._workers]
+        ready = ray.wait(answers, num_returns=len(answers), timeout=ASK_S)[0] if answers else []
+        return any(OUT_OF_MEMORY in _why_gone(answer) for answer in ready)
 
     def join(self, timeout_s: float) -> None:
         """Wait for the end of the group, once its function has returned."""
@@ -117,6 +119,15 @@ class TrainGroup:
             self._trainer.fit()
         except Exception as error:  # whoever waits for the workers reads it
             self.error = error
+
+
+def _why_gone(answer: Any) -> str:
+    """Return what Ray says of a worker that does not answer; "" of one that does."""
+    try:
+        ray.get(answer)
+    except RayError as error:
+        return str(error)
+    return ""
 
 
 class TorchGroup(BackendConfig):

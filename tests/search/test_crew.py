@@ -64,7 +64,7 @@ class Threads:
     def works(self) -> None:
         self.worked += 1
 
-    def ran_out_of_memory(self, number: int) -> bool:
+    def ran_out_of_memory(self) -> bool:
         return False
 
     def kill(self) -> None:

@@ -177,6 +177,7 @@ def test_a_process_that_dies_is_replaced_and_its_trial_goes_on(toy: Load, search
     assert resumed.values == pytest.approx((curve(resumed, 3, epochs=3),))
     dead = found["exit", False]
     assert dead.state == "failed" and dead.reason.startswith("its process died 2 times: ")
+    assert dead.reason.endswith("Worker unexpectedly exits with a connection error code 2. End of file.")
     assert dead.attempts == 2 and sorted(dead.epochs) == [1, 2]
     assert found["exit", False].number not in search.promoted()
     hung = found["hang", False]
