@@ -45,6 +45,20 @@ def groups(file: ClusterFile) -> tuple[list[NodeGroup], int]:
     return {"cloud": _cloud, "hosts": _hosts, "kuberay": _kuberay, "slurm": _slurm}[file.kind](file)
 
 
+def largest(file: ClusterFile) -> tuple[float, float]:
+    """Return the CPUs and GPUs of the largest cluster that a file allows: of what has GPUs before what has none.
+
+    Raises:
+        BadInput: if the file does not say what its nodes have.
+    """
+    found, left = groups(file)
+    cpus = gpus = 0.0
+    for group in sorted(found, key=lambda group: (group.gpus, group.cpus), reverse=True):
+        count = min(group.most, left)
+        cpus, gpus, left = cpus + count * group.cpus, gpus + count * group.gpus, left - count
+    return cpus, gpus
+
+
 def text(spec: SearchSpec, file: ClusterFile) -> str:
     """Return how a search fits a cluster, for a person.
 

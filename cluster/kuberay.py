@@ -65,6 +65,12 @@ def amounts(group: Mapping[str, Any]) -> tuple[float, float]:
     return quantity(cpus), quantity(gpus)
 
 
+def environment(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the variables that the container gets whose values stand in the file."""
+    variables = [mapping(each) for each in listing(_container(group).get("env"))]
+    return {str(each.get("name")): each["value"] for each in variables if "value" in each}
+
+
 def quantity(value: Any) -> float:
     """Return a Kubernetes quantity of CPUs or GPUs, rounded up as Ray does: 500m is 1."""
     text = str(value)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cluster import kuberay, launcher, shell, slurm
+from cluster import fit, head, kuberay, launcher, shell, slurm
 from cluster.files import ClusterFile, mapping
 from cluster.problem import Problem
 from search.errors import BadInput
@@ -38,7 +38,7 @@ def problems(file: ClusterFile, crds: Mapping[str, Any] | None = None) -> list[P
     found = [*RULES[file.kind](file, ray_version()), *_secrets(file), *shell.job_flags(file.text)]
     if file.kind == "kuberay" and (schema := (crds or {}).get(str(file.content["kind"]))):
         found += kuberay.schema_problems(file.content, schema)
-    found += _placeholders(file.text)
+    found += [*_growth(file), *_placeholders(file.text)]
     return sorted(dict.fromkeys(found), key=lambda each: each.note)
 
 
@@ -110,6 +110,17 @@ def _told(content: Any, key: str = "", named: str = "", *, is_secret: bool = Fal
             yield path
         else:
             yield from _told(inner, path, str(name))
+
+
+def _growth(file: ClusterFile) -> Iterator[Problem]:
+    """KubeRay's file stays outside its pods, so how far the cluster can grow is told to the head."""
+    if file.kind != "kuberay" or file.ray.get("enableInTreeAutoscaling") is not True:
+        return
+    told = kuberay.environment(mapping(file.ray.get("headGroupSpec"))).get(head.VARIABLE)
+    if told != (most := head.written(fit.largest(file))):
+        key = f"{file.ray_key}.headGroupSpec.template.spec.containers[0].env"
+        why = f"no {head.VARIABLE}, so `slots: auto` is what is there" if told is None else f"{head.VARIABLE} is {told}"
+        yield Problem(key, f"{why}; the groups come to {most}: write that", note=told is None)
 
 
 def _placeholders(text: str) -> Iterator[Problem]:

@@ -179,9 +179,13 @@ class Broker:
             self._read_at = changed
 
     def _room(self) -> Room:
+        from cluster import head
         from search import ray_session
 
-        return ray_session.cluster()
+        room = ray_session.cluster()
+        if room.most is None and head.growth().autoscales:  # Who asks for nothing, gets nothing: it would not grow.
+            return dataclasses.replace(room, most=(math.inf, math.inf))
+        return room
 
 
 @functools.lru_cache(maxsize=8)

@@ -28,7 +28,8 @@ def room() -> Room:
 def cluster() -> Room:
     """Return what the cluster has that this process is connected to."""
     import ray
-    from ray._private.state import state
+
+    from cluster import head
 
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -37,7 +38,7 @@ def cluster() -> Room:
         "the cluster at present",
         grows=True,
         nodes=tuple(_amounts(node) for node in nodes),
-        most=_amounts(largest) if (largest := state.get_max_resources_from_cluster_config()) else None,
+        most=head.growth().most,
     )
 
 

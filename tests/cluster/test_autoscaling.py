@@ -112,8 +112,8 @@ def cluster(tmp_path: Path) -> Iterator[Growing]:
 
 
 def test_slots_come_with_the_machines_and_go_with_them(cluster: Growing) -> None:
-    """From none to the most there may be and back, spot machines first."""
-    paths, spec = search(cluster, {"fixed": {"epochs": 20, "epoch_s": 0.5}, "resources": {"slots": MOST}})
+    """From none to the most there may be and back, spot machines first; that many slots without being told."""
+    paths, spec = search(cluster, {"fixed": {"epochs": 20, "epoch_s": 0.5}})
     seen = cluster.seen()
     assert max(line["spot"] + line["on_demand"] for line in seen) == MOST
     assert max(line["spot"] for line in seen) == SPOT

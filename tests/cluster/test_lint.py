@@ -33,6 +33,7 @@ MUTATIONS = [
     ("aws.yaml", "upscaling_speed: 4.0", "upscaling_speed: 0", "upscaling_speed"),
     ("aws.yaml", "idle_timeout_minutes: 10", "idle_timeout_minutes: 1", "idle_timeout_minutes"),
     ("aws.yaml", "    priority: 10", "    priority: 10\n    idle_timeout_s: 30", f"{SPOT}.idle_timeout_s"),
+    ("raycluster.yaml", "96 CPU, 12 GPU", "128 CPU, 16 GPU", "spec.headGroupSpec.template.spec.containers[0].env"),
     # instances
     ("aws.yaml", "InstanceType: g5.2xlarge", "InstanceType: g5.2xlrge", f"{SPOT}.node_config.InstanceType"),
     ("gcp.yaml", "machineType: g2-standard-8", "machineType: L4", f"{SPOT}.node_config.machineType"),
