@@ -63,6 +63,7 @@ def test_the_gpu_build_of_torch_is_locked() -> None:
         ("no hash", "hashes are required in --require-hashes mode"),
     ],
 )
+@pytest.mark.row("N5")
 def test_a_tampered_hash_stops_the_installation(tmp_path: Path, change: str, problem: str) -> None:
     """With the flags of the Makefile, on a package made here, so that no index is asked."""
     wheel, target = _wheel(tmp_path), tmp_path / "target"

@@ -13,6 +13,7 @@ CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 
 
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", "azure.yaml"])
+@pytest.mark.row("C1")
 def test_a_cloud_file_by_the_autoscaler(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
@@ -37,6 +38,7 @@ def test_a_cloud_file_by_the_autoscaler(name: str, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+@pytest.mark.row("C2")
 def test_a_kuberay_file_by_the_autoscaler(name: str) -> None:
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 

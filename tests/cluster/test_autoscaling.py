@@ -111,6 +111,7 @@ def cluster(tmp_path: Path) -> Iterator[Growing]:
             watch.wait()
 
 
+@pytest.mark.row("C10")
 def test_slots_come_with_the_machines_and_go_with_them(cluster: Growing) -> None:
     """From none to the most there may be and back, spot machines first; that many slots without being told."""
     paths, spec = search(cluster, {"fixed": {"epochs": 20, "epoch_s": 0.5}})
@@ -125,6 +126,7 @@ def test_slots_come_with_the_machines_and_go_with_them(cluster: Growing) -> None
     assert at_once(records) == MOST
 
 
+@pytest.mark.row("C10")
 def test_a_gang_over_machines_is_given_back(cluster: Growing) -> None:
     resources = {"workers": 2, "max_attempts": 2}
     parameters = {"lr": {"type": "float", "low": 0.1, "high": 1.0}}

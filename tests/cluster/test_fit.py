@@ -82,10 +82,12 @@ def ends(file: files.ClusterFile, **given: Any) -> tuple[str, str]:
         ),
     ],
 )
+@pytest.mark.row("C5")
 def test_a_cloud_by_hand(tmp_path: Path, most: int, given: dict[str, Any], start: str, at_most: str) -> None:
     assert ends(cloud(tmp_path, most), **given) == (start, at_most)
 
 
+@pytest.mark.row("C5")
 def test_what_never_fits_is_said(tmp_path: Path) -> None:
     lines = told(cloud(tmp_path, 9), gpus_per_worker=1, cpus_per_worker=8)
     assert "never: a worker on small: it takes 8 CPU, 1 GPU of 4 CPU, 1 GPU" in lines
@@ -149,6 +151,7 @@ def test_auto_is_a_gpu_where_the_cluster_may_have_any(tmp_path: Path) -> None:
         ("slurm/predict.sbatch", "2 gangs on 1 node (1 node)", "2 gangs on 1 node (1 node)"),
     ],
 )
+@pytest.mark.row("C5")
 def test_shipped_files_by_hand(name: str, start: str, at_most: str) -> None:
     assert ends(files.read(ROOT / "cluster" / name), workers=2, gpus_per_worker=1) == (start, at_most)
 
@@ -170,6 +173,7 @@ def test_hosts_whose_size_is_unknown_are_refused(tmp_path: Path) -> None:
         told(files.read(path))
 
 
+@pytest.mark.row("C5")
 def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["fit", str(TOY), str(ROOT / "cluster/aws.yaml"), "--set", "resources.slots=3"]
     assert main(command) == 0

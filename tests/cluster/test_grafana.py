@@ -16,6 +16,7 @@ EXPRESSIONS = [target["expr"] for panel in BOARD["panels"] for target in panel["
 ASKED = sorted(set(re.findall(r"ray_(search_\w+)", json.dumps(BOARD))))
 
 
+@pytest.mark.row("C13")
 def test_every_figure_that_it_shows_exists_and_all_are_shown() -> None:
     assert sorted(METRICS) == ASKED
 

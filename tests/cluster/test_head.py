@@ -30,11 +30,13 @@ def autoscaler() -> Iterator[str]:
     process.communicate(b"\n")
 
 
+@pytest.mark.row("C10")
 def test_the_file_of_the_autoscaler_tells(autoscaler: str) -> None:
     assert head.told(autoscaler, {}) == Growth(True, (64.0, 8.0)) == Growth(True, fit.largest(read(AWS)))
     assert head.told("1", {}) == Growth(autoscales=False), "that of another cluster does not"
 
 
+@pytest.mark.row("C10")
 def test_the_owner_tells_where_there_is_no_file(autoscaler: str) -> None:
     assert head.told(autoscaler, {head.VARIABLE: "96 CPU, 12 GPU"}) == Growth(True, (96.0, 12.0))
     assert head.read("8 CPU") == (8.0, 0.0) and head.read(head.written((96, 12))) == (96.0, 12.0)
@@ -50,6 +52,7 @@ def test_kuberay_heads_are_told_what_their_groups_come_to(name: str) -> None:
 
 
 @pytest.mark.parametrize(("growth", "slots"), [(Growth(True, (3.0, 0.0)), 3), (Growth(True), 8), (Growth(), 0)])
+@pytest.mark.row("C10")
 def test_an_empty_cluster_is_shared_as_large_as_it_can_get(
     growth: Growth, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -235,15 +235,18 @@ def lines(path: Path, text: str) -> list[lint.Problem]:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+@pytest.mark.row("C1", "N6")
 def test_a_shipped_file_is_fine(path: Path) -> None:
     assert [each for each in lint.problems(files.read(path)) if not each.note] == []
 
 
+@pytest.mark.row("C1")
 def test_nine_files_are_shipped() -> None:
     assert len(SHIPPED) == 9
 
 
 @pytest.mark.shared_data
+@pytest.mark.row("C2")
 def test_shipped_files_are_fine_by_kuberays_schema(crds: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shipped = [str(path) for path in SHIPPED if path.name.startswith("ray")]
     assert main(["lint", *shipped, *crds]) == 0
@@ -260,6 +263,7 @@ def test_shipped_files_are_fine_by_kuberays_schema(crds: list[str], capsys: pyte
         ("    template:\n", "    templates:\n", "spec.headGroupSpec"),
     ],
 )
+@pytest.mark.row("C4")
 def test_kuberays_schema_refuses(
     crds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str, after: str, key: str
 ) -> None:
@@ -270,6 +274,7 @@ def test_kuberays_schema_refuses(
 
 
 @pytest.mark.parametrize(("name", "before", "after", "key"), MUTATIONS)
+@pytest.mark.row("C4", "N6")
 def test_a_slip_is_named(tmp_path: Path, name: str, before: str, after: str, key: str) -> None:
     text = (ROOT / "cluster" / name).read_text(encoding="utf-8")
     assert before in text
@@ -279,6 +284,7 @@ def test_a_slip_is_named(tmp_path: Path, name: str, before: str, after: str, key
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+@pytest.mark.row("C1")
 def test_each_begins_with_the_three_lines_to_type(path: Path) -> None:
     head = path.read_text(encoding="utf-8").removeprefix("#!/bin/bash\n").splitlines()[:4]
     assert all(re.match(r"# (ray|RAY_AUTH_MODE=token|kubectl|sbatch|tail|cat|ls) ", line) for line in head[:3])
@@ -286,6 +292,7 @@ def test_each_begins_with_the_three_lines_to_type(path: Path) -> None:
     assert f"cluster/{'slurm/' * (path.suffix == '.sbatch')}{path.name}" in "".join(head)
 
 
+@pytest.mark.row("C4")
 def test_what_is_wrong_is_told_in_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "predict.sbatch"
     text = (ROOT / "cluster/slurm/predict.sbatch").read_text(encoding="utf-8")
@@ -324,6 +331,7 @@ def test_spot_and_its_fallback_differ_in_size(tmp_path: Path) -> None:
     assert [each.key for each in lines(tmp_path / "aws.yaml", f"{spot}gpu_on_demand:{plain}")] == [SPOT]
 
 
+@pytest.mark.row("C2")
 def test_a_service_beside_the_cluster_is_looked_at(tmp_path: Path) -> None:
     text = (ROOT / "cluster/raycluster.yaml").read_text(encoding="utf-8")
     service = "---\nkind: Service\nspec: {type: NodePort}\n---\nkind: Ingress\nspec: {}\n"
@@ -392,6 +400,7 @@ def test_a_file_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == "python -m cluster: nowhere.yaml: No such file or directory\n"
 
 
+@pytest.mark.row("C3")
 def test_slurms_options_are_read_as_slurm_does() -> None:
     text = "#!/bin/bash\n#SBATCH -N 2 --gres=gpu:a100:4  # four\n\n#SBATCH --requeue\necho\n#SBATCH --time=1\n"
     assert files.sbatch_options(text) == {"nodes": "2", "gres": "gpu:a100:4", "requeue": ""}
@@ -401,6 +410,7 @@ def test_slurms_options_are_read_as_slurm_does() -> None:
     ("limit", "seconds"),
     [("30", 1800), ("30:05", 1805), ("1:00:05", 3605), ("2-1", 176400), ("2-1:30", 178200), ("long", None), ("", None)],
 )
+@pytest.mark.row("C3")
 def test_time_limits_by_hand(limit: str, seconds: int | None) -> None:
     from cluster import slurm
 

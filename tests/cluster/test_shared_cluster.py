@@ -86,6 +86,7 @@ def most_at_once(found: list[Any], since: datetime, until: datetime) -> int:
     return max((sum(a <= start < b for a, b in spans) for start, _ in spans), default=0)
 
 
+@pytest.mark.row("C11")
 def test_a_second_search_gets_its_share_at_once_and_gives_it_back(head: dict[str, Any], tmp_path: Path) -> None:
     """Without queues the first search, whose slots are reused, would keep both to its end."""
     with driver(head, tmp_path, "first", trials=60, epochs=5) as first:
@@ -107,6 +108,7 @@ def test_a_second_search_gets_its_share_at_once_and_gives_it_back(head: dict[str
     assert "1 of 2 slots, queue default, 1 other searches here" in (tmp_path / "first.txt").read_text()
 
 
+@pytest.mark.row("C13")
 def test_prometheus_finds_the_figures_of_a_search_on_the_real_port(head: dict[str, Any], tmp_path: Path) -> None:
     with driver(head, tmp_path, "cells", trials=12, epochs=20) as search:
         try:

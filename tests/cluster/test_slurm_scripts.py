@@ -76,6 +76,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
         ),
     ],
 )
+@pytest.mark.row("C3")
 def test_a_warned_script_puts_itself_in_the_queue_again(
     job: Callable[..., subprocess.Popen[bytes]],
     tmp_path: Path,
@@ -98,6 +99,7 @@ def test_a_warned_script_puts_itself_in_the_queue_again(
     assert (tmp_path / "log").read_text().splitlines() == [started, *told]
 
 
+@pytest.mark.row("C3")
 def test_a_search_that_fails_fails_its_job(job: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
     (tmp_path / "bin/srun").write_text("#!/bin/bash\nexit 2\n")
     assert job("train.sbatch", "x.yaml").wait(WAIT_S) == 2

@@ -35,6 +35,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, drivers: Drivers, seed: i
 
 
 @pytest.mark.parametrize("point", POINTS)
+@pytest.mark.row("F2")
 def test_a_crash_at_any_point_changes_nothing(
     unbroken: Finished, make_study: MakeStudy, tell: Tell, point: str, seed: int
 ) -> None:

@@ -134,6 +134,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("file", "how"), CASES, ids=lambda part: part.replace("/", "-").replace(" ", "-"))
+@pytest.mark.row("F8")
 def test_damage_is_seen_and_costs_no_more_than_what_it_hit(
     tell: Tell, tmp_path: Path, unbroken: list[Any], caplog: pytest.LogCaptureFixture, file: str, how: str, seed: int
 ) -> None:

@@ -45,6 +45,7 @@ def mounting() -> None:
 
 @pytest.mark.usefixtures("mounting")
 @pytest.mark.parametrize("size", ["200k", "300k"])
+@pytest.mark.row("F7")
 def test_a_full_disk_is_told_and_once_freed_the_search_goes_on(tell: Tell, tmp_path: Path, size: str) -> None:
     space = tmp_path / "mine.yaml"
     space.write_text(SPACE.replace("trials: 30", f"trials: {TRIALS}"))

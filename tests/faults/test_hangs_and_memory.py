@@ -34,6 +34,7 @@ TOY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("workers", [1, 2], ids=["slot", "gang"])
+@pytest.mark.row("F11")
 def test_what_hangs_is_ended_and_the_next_trial_runs(tmp_path: Path, tell: Tell, workers: int) -> None:
     fails = {"fail": {"choices": ["hang", "never"]}} if workers == 1 else {"fails": {"choices": ["hang", ""]}}
     space = {
@@ -63,6 +64,7 @@ def test_what_hangs_is_ended_and_the_next_trial_runs(tmp_path: Path, tell: Tell,
 
 
 @pytest.mark.parametrize("workers", [1, 2], ids=["slot", "gang"])
+@pytest.mark.row("F10")
 def test_a_machine_without_memory_costs_the_trial_that_eats_it(tmp_path: Path, tell: Tell, workers: int) -> None:
     """Ray ends a process before the system has to: its limit is set a little above what is in use now."""
     memory = psutil.virtual_memory()
@@ -87,6 +89,7 @@ def test_a_machine_without_memory_costs_the_trial_that_eats_it(tmp_path: Path, t
     _tell(tell, f"of the host, {workers} workers", records, "eat", "out of memory: ")
 
 
+@pytest.mark.row("F10")
 def test_a_device_without_memory_costs_its_trial(tmp_path: Path, tell: Tell) -> None:
     parameters = {"fail": {"choices": ["memory", "device", "never"]}, "lr": {"choices": [0.01, 0.1]}}
     records, _ = run(tmp_path, {**TOY, "parameters": parameters, "search": {"sampler": "grid", "trials": 6}})

@@ -88,6 +88,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         yield Head(f"http://127.0.0.1:{dashboard}", environment)
 
 
+@pytest.mark.row("C6", "C7")
 def test_a_job_gives_what_a_laptop_gives(head: Head, tmp_path: Path) -> None:
     space = written(tmp_path / "space.yaml", SPACE)
     done = head.submit("--space", space, "--runs", str(tmp_path / "job"), "--set", "evaluation.run_as=jobs")
@@ -106,12 +107,14 @@ def test_a_job_gives_what_a_laptop_gives(head: Head, tmp_path: Path) -> None:
     assert "-2" not in {name[-2:] for name in re.findall(r"evaluate-space[-\w]+", head.job("list").stdout)}
 
 
+@pytest.mark.row("C6")
 def test_a_job_needs_a_folder_that_stays(head: Head) -> None:
     done = head.submit("--space", "toy.yaml")
     assert done.returncode == 1
     assert "--runs runs: a job's own folder is deleted after it" in done.stdout + done.stderr
 
 
+@pytest.mark.row("F6")
 def test_a_job_that_is_stopped_goes_on(head: Head, tmp_path: Path, tell: Tell) -> None:
     fixed = {"epochs": 20, "epoch_s": 0.3}
     space = written(tmp_path / "space.yaml", {**SPACE, "fixed": fixed, "resources": {"slots": 2}})

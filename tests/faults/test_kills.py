@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
 @pytest.mark.timeout(500)
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.row("F1")
 def test_a_killed_driver_loses_and_repeats_nothing(tell: Tell, seed: int) -> None:
     counted = kills.measure(kills=10, trials=40, epoch_s=0.3, longest_s=4.0, seed=seed, at_work=0.6)
     hit = counted.pop("while_running")
@@ -27,6 +28,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(tell: Tell, seed: int) -> Non
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("who", ["slot", "rank"])
+@pytest.mark.row("F3")
 def test_a_killed_slot_or_rank_costs_one_epoch_at_most(tell: Tell, tmp_path: Path, who: str) -> None:
     run, victims = {"slot": (_slots, _gangs.SLOT), "rank": (_ranks, _gangs.WORKER)}[who]
     killer = Killer(StudyPaths(tmp_path / "study"), 5, seed=1, victims=victims)

@@ -67,6 +67,7 @@ def start(tmp_path: Path, cluster: Cluster) -> Iterator[Callable[[dict[str, Any]
         driver.wait()
 
 
+@pytest.mark.row("F4")
 def test_a_machine_that_dies_under_a_slot(
     cluster: Cluster, start: Callable[[dict[str, Any]], subprocess.Popen[str]], tmp_path: Path, tell: Tell
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_machine_that_dies_under_a_slot(
     tell("machine gone", "under a slot", machines=1, **counted(tmp_path, driver, before))
 
 
+@pytest.mark.row("F4")
 def test_a_machine_that_dies_under_a_gang(
     cluster: Cluster, start: Callable[[dict[str, Any]], subprocess.Popen[str]], tmp_path: Path, tell: Tell
 ) -> None:
@@ -90,6 +92,7 @@ def test_a_machine_that_dies_under_a_gang(
 
 
 @pytest.mark.parametrize("space", [TOY, GANG], ids=["slot", "gang"])
+@pytest.mark.row("F5")
 def test_a_spot_machine_that_gives_notice(
     cluster: Cluster,
     start: Callable[[dict[str, Any]], subprocess.Popen[str]],

@@ -19,6 +19,7 @@ EARLY_S = 2.5
 TRIALS = 30
 
 
+@pytest.mark.row("F6")
 def test_signals_end_the_driver_soon_and_lose_nothing(tell: Tell, tmp_path: Path) -> None:
     kept: dict[str, int] = {}
     slowest_s, lost, run_again, left = 0.0, 0, 0, 0
@@ -56,6 +57,7 @@ def test_signals_end_the_driver_soon_and_lose_nothing(tell: Tell, tmp_path: Path
     tell("SIGTERM, SIGINT, SIGUSR1", done, signals=len(moments), slowest_exit_s=slowest_s, **counts)
 
 
+@pytest.mark.row("F13")
 def test_a_second_driver_is_refused_at_once(tell: Tell, tmp_path: Path) -> None:
     slowest_s = 0.0
     with tune_in(tmp_path) as command:

@@ -29,6 +29,7 @@ REASONS = {
 }
 
 
+@pytest.mark.row("F9")
 def test_a_trial_without_a_score_fails_at_that_report_and_no_other_does(make_study: MakeStudy, tell: Tell) -> None:
     kinds = ["score", *GIVES, "nothing"]
     parameters = {"gives": {"choices": kinds}, "lr": {"choices": [0.01, 0.1]}}
@@ -53,6 +54,7 @@ def test_a_trial_without_a_score_fails_at_that_report_and_no_other_does(make_stu
 
 
 @pytest.mark.parametrize("shifts", [(0, HOUR_S, -HOUR_S), (0, -HOUR_S, HOUR_S)], ids=["forward", "back"])
+@pytest.mark.row("F12")
 def test_a_wrong_clock_has_nothing_run_again(make_study: MakeStudy, tell: Tell, shifts: tuple[int, ...]) -> None:
     study = make_study(search={"sampler": "random", "trials": 6, "seed": 5})
     kept: dict[str, tuple[int, bytes]] = {}
@@ -75,6 +77,7 @@ def test_a_wrong_clock_has_nothing_run_again(make_study: MakeStudy, tell: Tell, 
     tell("clock an hour off", f"by {[shift // HOUR_S for shift in shifts]} h", starts=3, run_again=again, lost=lost)
 
 
+@pytest.mark.row("F14")
 def test_a_promotion_killed_before_its_jobs_evaluates_each_winner_once(make_study: MakeStudy, tell: Tell) -> None:
     study = make_study(promotion={"k": 3})
     promoted = set()
@@ -121,6 +124,7 @@ def _broken() -> Any:
 
 
 @pytest.mark.parametrize("how", [_ends_late, _ends_first, _fails, _runs_dry])
+@pytest.mark.row("F13")
 def test_a_worker_that_outlived_its_driver_cannot_commit(
     tell: Tell, tmp_path: Path, how: Callable[[Path, TrialRun, TrialRun], None]
 ) -> None:

@@ -68,6 +68,7 @@ def write_spec(paths: StudyPaths, spec: SearchSpec) -> None:
     study_spec.write(paths, plan.spec, plan.config, plan.manifest)
 
 
+@pytest.mark.row("C12")
 def test_list_tells_who_runs_how_far_and_the_best(half: Study, run: Run, tmp_path: Path) -> None:
     best = half.records()[0].values
     assert best is not None
@@ -116,6 +117,7 @@ def test_reading_takes_nothing_and_changes_nothing(half: Study, run: Run) -> Non
     assert len(glance.at(half.paths).records) == 3
 
 
+@pytest.mark.row("C12")
 def test_show_tells_the_question_the_best_and_why_trials_failed(half: Study, run: Run) -> None:
     code, out, _ = run("show", "toy")
     assert code == 0
@@ -141,6 +143,7 @@ def test_an_unknown_study_is_told_with_those_there_are(half: Study, run: Run, tm
     assert (code, out) == (0, "") and "--runs names another folder" in err
 
 
+@pytest.mark.row("C12")
 def test_stop_says_what_it_did(half: Study, run: Run, tmp_path: Path) -> None:
     assert run("stop", "toy") == (0, f"{half.paths.folder}: nobody runs it\n", "")
     script = "import sys, time; from pathlib import Path\n"
@@ -208,6 +211,7 @@ def test_what_cannot_be_promoted_is_told_before_anything_starts(half: Study, run
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.row("C12")
 def test_promoted_by_hand_reported_and_compared(toy: Load, run: Run, tmp_path: Path) -> None:
     spec = toy(**SECTIONS)
     runs = tmp_path / "runs"

@@ -27,6 +27,7 @@ def test_a_loss_has_one_word(error: Exception | None, word: str) -> None:
 
 
 @pytest.mark.parametrize("error", [LOW, NodeDiedError("node a1 has died")])
+@pytest.mark.row("F10")
 def test_every_death_of_a_slot_is_one_that_ray_tune_understands(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def lines(text: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.row("C14")
 def test_each_line_carries_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     stream = logs.start("json")
     logs.enter(study="cells")
@@ -102,6 +103,7 @@ def test_the_environment_chooses_and_the_flag_has_the_last_word(monkeypatch: pyt
 
 @pytest.mark.ray
 @pytest.mark.slow  # a start of Ray
+@pytest.mark.row("C14")
 def test_driver_and_slots_of_a_search_log_json(tmp_path: Path) -> None:
     space, runs = tmp_path / "cells.yaml", tmp_path / "runs"
     space.write_text(SPACE)

@@ -34,6 +34,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Told]:
     return made
 
 
+@pytest.mark.row("C13")
 def test_figures_by_hand(told: dict[str, Told], monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

@@ -202,6 +202,7 @@ with lease(StudyPaths(Path(sys.argv[1])), sys.argv[2]):
 """
 
 
+@pytest.mark.row("C8")
 def test_a_second_driver_is_told_who_holds_the_study_until_that_one_dies(url: str, paths: StudyPaths) -> None:
     first = subprocess.Popen([sys.executable, "-c", HOLDER, str(paths.folder), url], stdout=subprocess.PIPE)
     try:
@@ -223,6 +224,7 @@ def test_a_second_driver_is_told_who_holds_the_study_until_that_one_dies(url: st
         first.stdout.close()
 
 
+@pytest.mark.row("C8")
 def test_studies_of_one_name_in_one_database_never_meet(
     url: str, spec: SearchSpec, tmp_path: Path, drive: Drive
 ) -> None:
@@ -363,6 +365,7 @@ def test_a_database_that_cannot_be_opened_says_why_at_once(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.row("C8")
 def test_a_whole_search_and_its_password_in_no_file(
     url: str, toy: Load, paths: StudyPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -385,6 +388,7 @@ def test_a_whole_search_and_its_password_in_no_file(
 
 
 @pytest.mark.slow
+@pytest.mark.row("C8")
 def test_a_killed_search_goes_on_from_the_database(server: Server, url: str, tmp_path: Path) -> None:
     space = tmp_path / "toy.yaml"
     space.write_text(

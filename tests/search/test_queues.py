@@ -79,6 +79,7 @@ ROOMS = st.builds(Room, st.integers(0, 24).map(float), st.integers(0, 6).map(flo
 
 @settings(max_examples=150, deadline=None)
 @given(claims=CLAIMS, shares=SHARES, room=ROOMS, order=st.randoms(use_true_random=False))
+@pytest.mark.row("C11")
 def test_laws(claims: list[Claim], shares: dict[str, float], room: Room, order: object) -> None:
     has = allot(claims, shares, room)
     cpus = room.cpus - sum(has[one.study] * one.cpus for one in claims)
@@ -159,6 +160,7 @@ def test_a_search_on_its_own_ray_has_all_slots_and_asks_nobody(monkeypatch: pyte
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.row("C11")
 def test_searches_of_one_cluster_ask_one_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queues, "BEAT_S", 0.05)
     monkeypatch.setenv("RAY_ADDRESS", "auto")

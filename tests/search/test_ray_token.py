@@ -45,6 +45,7 @@ def test_a_named_cluster_is_shown_the_token_that_is_there(home: Path) -> None:
     assert "RAY_AUTH_MODE" not in given
 
 
+@pytest.mark.row("N1")
 def test_the_token_s_file_is_for_its_owner_only(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["token"]) == 0
     path = Path(capsys.readouterr().out.strip())
@@ -82,6 +83,7 @@ def test_the_token_s_file_may_lie_elsewhere(home: Path) -> None:
         ("[::1]:6379", "open", False),
     ],
 )
+@pytest.mark.row("N1")
 def test_a_shared_cluster_without_a_token_is_refused(
     monkeypatch: pytest.MonkeyPatch, address: str, answer: ray_token.Answer, refused: bool
 ) -> None:

@@ -325,6 +325,7 @@ def test_pieces_that_were_put_together_by_a_process_that_was_killed_are_read_onc
     assert there.read(bucket.folder / store.JOURNAL / f"{19:015d}") == b"five\n"
 
 
+@pytest.mark.row("C9")
 def test_a_second_driver_is_told_who_holds_the_study(bucket: Bucket, tmp_path: Path) -> None:
     elsewhere = Store(tmp_path / "another machine", bucket.store().uri)
     began = time.monotonic()
@@ -384,6 +385,7 @@ def test_a_lease_that_cannot_be_renewed_is_lost_before_it_runs_out(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.row("C9")
 def test_a_search_goes_on_on_a_fresh_machine(bucket: Bucket, toy: Load) -> None:
     def search(trials: int) -> list[Any]:
         spec = toy(
@@ -416,6 +418,7 @@ def test_a_search_goes_on_on_a_fresh_machine(bucket: Bucket, toy: Load) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep_copy", [False, True])
+@pytest.mark.row("C9")
 def test_a_killed_search_loses_nothing_with_its_machine(bucket: Bucket, tmp_path: Path, keep_copy: bool) -> None:
     space = tmp_path / "toy.yaml"
     space.write_text(

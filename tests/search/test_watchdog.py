@@ -34,6 +34,7 @@ def test_the_limit_follows_the_longest_epoch(given: float, epochs_s: list[float]
 
 
 @pytest.mark.parametrize("how", HANGS)
+@pytest.mark.row("F11")
 def test_a_process_that_hangs_ends_and_says_where_it_stood(tmp_path: Path, how: str) -> None:
     code = (
         "from pathlib import Path; from search.watchdog import Watchdog\n"

@@ -37,6 +37,7 @@ def short() -> Iterator[Path]:
     ],
     ids=["trials", "trials that fail"],
 )
+@pytest.mark.row("N4")
 def test_a_secret_of_the_environment_is_left_nowhere(tmp_path: Path, short: Path, changes: tuple[str, ...]) -> None:
     canary = f"canary{secrets.token_hex(16)}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -54,6 +55,7 @@ def test_a_secret_of_the_environment_is_left_nowhere(tmp_path: Path, short: Path
     assert canary.encode() not in done.stdout + done.stderr
 
 
+@pytest.mark.row("N4")
 def test_a_canary_would_be_found(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(gzip.compress(b"xx canary xx"))
     (tmp_path / "b").write_bytes(b"xx canary xx")

@@ -64,6 +64,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", OUTSIDE)
+@pytest.mark.row("N2")
 def test_a_manifest_vouches_for_plain_files_of_its_folder_only(folder: Path, within: Within, case: str) -> None:
     name = OUTSIDE[case].format(outside=folder.parent)
     size = 0 if case == "a pipe" else len(SECRET)
@@ -190,6 +191,7 @@ def traps(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], P
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.row("N2")
 def test_weights_that_hold_code_are_refused_and_it_does_not_run(
     tmp_path: Path, within: Within, traps: Any, kind: str
 ) -> None:
@@ -208,6 +210,7 @@ def test_weights_that_hold_code_are_refused_and_it_does_not_run(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.row("N2")
 def test_a_state_that_holds_code_is_refused_though_its_hash_is_right(
     tmp_path: Path, within: Within, traps: Any, kind: str
 ) -> None:

@@ -247,6 +247,7 @@ CASES: dict[str, tuple[str, Read, Callable[[], bytes]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.row("N3")
 def test_a_hostile_file_is_refused_by_name_with_little_memory(tmp_path: Path, within: Within, case: str) -> None:
     name, read, content = CASES[case]
     path = saved(tmp_path / name, content())

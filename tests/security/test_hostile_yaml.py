@@ -54,6 +54,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.row("N2")
 def test_hostile_yaml_is_refused_at_once_and_nothing_in_it_runs(tmp_path: Path, within: Within, name: str) -> None:
     path, mark = tmp_path / "space.yaml", tmp_path / "mark"
     path.write_text(HOSTILE[name].replace("MARK", str(mark)))

@@ -58,6 +58,7 @@ def test_nothing_of_a_ray_of_our_own_listens_beyond_loopback() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
+@pytest.mark.row("N1")
 def test_nothing_of_a_search_that_a_person_starts_listens_beyond_loopback(tmp_path: Path) -> None:
     """As a person starts it: without the settings that the tests make."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -179,6 +180,7 @@ def guarded() -> Iterator[Head]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
+@pytest.mark.row("N1")
 def test_jobs_are_told_only_to_who_shows_the_token(guarded: Head) -> None:
     right = {"Authorization": f"Bearer {guarded.token}"}
     assert ask(guarded.dashboard)[0] == 401
@@ -191,6 +193,7 @@ def test_jobs_are_told_only_to_who_shows_the_token(guarded: Head) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("how", ["none", "wrong", "right", "right, in a file"])
+@pytest.mark.row("N1")
 def test_a_search_joins_only_with_the_token(guarded: Head, tmp_path: Path, how: str) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     canary = f"canary{secrets.token_hex(16)}"
