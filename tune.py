@@ -6,10 +6,12 @@ import argparse
 import signal
 import sys
 
-from search import lease, logs, planning, service, spec_file, summary
+from search import logs, planning, service, spec_file
 from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
 from search.record import StudyPaths
-from search.store import place
+from search.results import summary
+from search.storage import lease
+from search.storage.store import place
 
 
 def main(arguments: list[str] | None = None) -> int:

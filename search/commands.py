@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import durable
-from search import glance, holder, leaderboard, ranking, summary
+from search import glance, ranking
 from search.errors import BadInput, SearchError, StudyError
 from search.glance import Glance
-from search.leaderboard import Interval
-from search.plots import WORDS, show
 from search.progress import duration
 from search.record import State, StudyPaths, TrialRecord
+from search.results import leaderboard, summary
+from search.results.leaderboard import Interval
+from search.results.plots import WORDS, show
+from search.storage import holder
 
 STATES: tuple[State, ...] = ("complete", "stopped", "failed", "running", "waiting")
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import configuration
-from search import epochs, leaderboard, ranking, tensorboard, tracking, trial, workload
+from search import epochs, ranking, trial, workload
 from search.errors import is_disk
 from search.metrics import Figures
 from search.progress import Progress
 from search.queues import Alone, Turn
 from search.record import TrialRecord
+from search.results import leaderboard, tensorboard, tracking
 from search.study import Study
 
 logger = logging.getLogger(__name__)

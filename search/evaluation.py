@@ -19,7 +19,7 @@ from search import workload
 from search.errors import DiskError, EvaluationError, disk_error, is_disk
 from search.record import StudyPaths
 from search.spec import SearchSpec
-from search.store import Store
+from search.storage.store import Store
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,14 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
-from search import holder, leaderboard, ranking, study_spec
+from search import ranking, study_spec
 from search.errors import StudyError
-from search.holder import Holder
-from search.leaderboard import Row
 from search.record import State, StudyPaths, TrialRecord
+from search.results import leaderboard
+from search.results.leaderboard import Row
 from search.spec import SearchSpec
+from search.storage import holder
+from search.storage.holder import Holder
 from search.study import Study
 
 Standing = Literal["running here", "running elsewhere", "complete", "interrupted"]

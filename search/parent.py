@@ -19,17 +19,18 @@ import ray
 
 import configuration
 import durable
-from search import comparison, samplers, space, spec_file, workload
+from search import samplers, space, spec_file, workload
 from search.errors import DiskError, SearchError, SpecError, StudyError, disk_error, is_disk
 from search.evaluation import Candidate
 from search.record import StudyPaths
+from search.results import comparison
 from search.spec import Resources, SearchSpec, Stopping
-from search.store import Store
+from search.storage.store import Store
 from search.study import Study
 
 if TYPE_CHECKING:
-    from search.database import Database
     from search.planning import Plan
+    from search.storage.database import Database
 
 NOTE = "parent"
 SCAN_NOTE = "sensitivity"

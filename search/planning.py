@@ -11,13 +11,15 @@ from typing import Any
 
 import configuration
 from configuration import ConfigError
-from search import address, parent, ray_session, resources, samplers, space, spec_file, study_spec, tracking, workload
+from search import parent, ray_session, resources, samplers, space, spec_file, study_spec, workload
 from search.errors import SpecError, StudyError
-from search.lease import file_lease
 from search.record import StudyPaths
 from search.resources import Room
+from search.results import tracking
 from search.spec import SearchSpec
-from search.store import Store
+from search.storage import address
+from search.storage.lease import file_lease
+from search.storage.store import Store
 
 
 @dataclass(frozen=True)

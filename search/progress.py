@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from search import logs
-from search.plots import WORDS, show
 from search.ranking import best
 from search.record import State, TrialRecord
+from search.results.plots import WORDS, show
 from search.spec import Objective, SearchSpec
 
 if TYPE_CHECKING:

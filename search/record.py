@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import durable
-from search.store import JOURNAL, LEASE, Store
+from search.storage.store import JOURNAL, LEASE, Store
 
 DEFAULTS = "defaults"
 """Note of the trial with the workload's own values: every search answers how much better than these."""

@@ -12,34 +12,31 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import durable
 from search import (
-    address,
-    comparison,
     evaluation,
     evaluation_jobs,
     executor,
-    holder,
-    leaderboard,
     logs,
     parent,
     promotion,
     queues,
-    report,
     samplers,
     study_spec,
     workload,
 )
 from search.desk import Desk
 from search.evaluation import Candidate
-from search.lease import lease
 from search.planning import Plan
 from search.promotion import Promoted
 from search.ray_session import RaySession
 from search.record import DEFAULTS, StudyPaths, TrialRecord
+from search.results import comparison, leaderboard, report
 from search.spec import Promotion, Stopping
+from search.storage import address, holder
+from search.storage.lease import lease
 from search.study import Study
 
 if TYPE_CHECKING:
-    from search.database import Database
+    from search.storage.database import Database
 
 
 def run(plan: Plan, stream: TextIO) -> list[leaderboard.Row]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import configuration
 from configuration import ConfigError, YamlError
-from search import address, samplers, space, workload
+from search import samplers, space, workload
 from search.errors import SpecError
 from search.spec import (
     Evaluation,
@@ -23,6 +23,7 @@ from search.spec import (
     Stopping,
     Tracking,
 )
+from search.storage import address
 
 FOLDER = Path("search_spaces")
 SECTIONS: dict[str, type] = {

@@ -20,15 +20,16 @@ from optuna.trial import FrozenTrial, TrialState
 import configuration
 import durable
 from configuration import ConfigError
-from search import journal, rules, samplers, space, workload
+from search import rules, samplers, space, workload
 from search.errors import StudyError
-from search.journal import Journal
 from search.record import State, StudyPaths, TrialRecord, is_bulk
 from search.spec import SearchSpec
 from search.spec_file import config_values
+from search.storage import journal
+from search.storage.journal import Journal
 
 if TYPE_CHECKING:
-    from search.database import Database
+    from search.storage.database import Database
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from search.epochs import EpochLine
 from search.errors import DiskError, disk_error, is_disk
 from search.record import State, is_extra
 from search.spec import Objective
-from search.store import Store
+from search.storage.store import Store
 from search.study import CONFIG, RESULT, Outcome, read_outcome
 
 CHANGES = "changes.json"
@@ -179,7 +179,7 @@ class TrialRun:
             raise Superseded(f"{self.folder}: another process has taken attempt {self.attempt} over")
 
     def _open_events(self) -> Any:
-        from search.tensorboard import Scalars
+        from search.results.tensorboard import Scalars
 
         return Scalars(self.folder, _last_row(self.rows) + 1)
 

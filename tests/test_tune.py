@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tune
-from search.lease import lease
+from search.storage.lease import lease
 from tests.command import Tune, check, end, tune_in
 
 

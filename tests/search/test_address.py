@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from configuration import ConfigError
-from search import address, study_spec
+from search import study_spec
 from search.errors import SpecError
 from search.spec import SearchSpec
+from search.storage import address
 
 Load = Callable[..., SearchSpec]
 

@@ -17,9 +17,9 @@ import yaml
 import durable
 from search import __main__ as command_line
 from search import glance, planning, service, study_spec
-from search.lease import lease
 from search.record import StudyPaths
 from search.spec import SearchSpec
+from search.storage.lease import lease
 from search.study import Study
 from tests.search.conftest import Drive, Load, Open
 
@@ -147,7 +147,7 @@ def test_an_unknown_study_is_told_with_those_there_are(half: Study, run: Run, tm
 def test_stop_says_what_it_did(half: Study, run: Run, tmp_path: Path) -> None:
     assert run("stop", "toy") == (0, f"{half.paths.folder}: nobody runs it\n", "")
     script = "import sys, time; from pathlib import Path\n"
-    script += "from search.lease import lease; from search.record import StudyPaths\n"
+    script += "from search.storage.lease import lease; from search.record import StudyPaths\n"
     script += "with lease(StudyPaths(Path(sys.argv[1]))): print(1, flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", script, str(half.paths.folder)], stdout=subprocess.PIPE, text=True

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from search import comparison
-from search.leaderboard import Interval
 from search.record import TrialRecord
+from search.results import comparison
+from search.results.leaderboard import Interval
 from search.spec import Objective, Parameter, SearchSpec
 
 SPEC = SearchSpec(

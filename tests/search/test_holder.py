@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from search import holder
-from search.lease import lease
 from search.record import StudyPaths
+from search.storage import holder
+from search.storage.lease import lease
 
 HOLDS = """
 import signal, sys, time
 from pathlib import Path
-from search import holder
+from search.storage import holder
 from search.record import StudyPaths
-from search.lease import lease
+from search.storage.lease import lease
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 paths = StudyPaths(Path(sys.argv[1]))
 try:

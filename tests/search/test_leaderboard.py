@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from search import leaderboard
-from search.leaderboard import Interval
 from search.record import StudyPaths, TrialRecord
+from search.results import leaderboard
+from search.results.leaderboard import Interval
 from search.spec import Evaluation, Objective, Parameter, SearchSpec
 
 SPEC = SearchSpec(

@@ -22,11 +22,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from search import address, database, planning, service
+from search import planning, service
 from search.errors import StoreError, StudyError
-from search.lease import lease
 from search.record import StudyPaths
 from search.spec import SearchSpec
+from search.storage import address, database
+from search.storage.lease import lease
 from search.study import Outcome, Study, Task
 
 Load = Callable[..., SearchSpec]
@@ -195,7 +196,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from search.record import StudyPaths
-from search.lease import lease
+from search.storage.lease import lease
 with lease(StudyPaths(Path(sys.argv[1])), sys.argv[2]):
     print("held", flush=True)
     time.sleep(60)

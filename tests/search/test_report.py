@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from search import plots, report
 from search.record import State, StudyPaths, TrialRecord
-from search.report import Facts
+from search.results import plots, report
+from search.results.report import Facts
 from search.spec import Objective, Parameter, SearchSpec
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

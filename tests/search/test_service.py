@@ -16,11 +16,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import durable
-from search import epochs, journal, planning, promotion, samplers, service, tracking
+from search import epochs, planning, promotion, samplers, service
 from search.errors import DiskError, StudyError
-from search.leaderboard import Row
 from search.record import DEFAULTS, StudyPaths, TrialRecord
+from search.results import tracking
+from search.results.leaderboard import Row
 from search.spec import SearchSpec
+from search.storage import journal
 from search.study import Outcome, Study, read_outcome
 from workloads import toy as toy_workload
 

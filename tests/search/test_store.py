@@ -20,12 +20,13 @@ import pytest
 from pyarrow.fs import S3FileSystem
 
 import durable
-from search import epochs, planning, service, store
+from search import epochs, planning, service
 from search.errors import DiskError, SpecError, StoreError, StudyError
-from search.lease import lease
 from search.record import StudyPaths
 from search.spec import Objective, SearchSpec
-from search.store import Store
+from search.storage import store
+from search.storage.lease import lease
+from search.storage.store import Store
 from search.study import RESULT, Study, read_outcome
 from search.trial import Superseded, TrialRun
 from tests import discs

@@ -17,9 +17,9 @@ from optuna.trial import TrialState
 
 from search import trial
 from search.errors import StudyError
-from search.lease import lease
 from search.record import StudyPaths
 from search.spec import SearchSpec
+from search.storage.lease import lease
 from search.study import Outcome, Study, Task, read_outcome
 
 Load = Callable[..., SearchSpec]
@@ -454,7 +454,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from search.record import StudyPaths
-from search.lease import lease
+from search.storage.lease import lease
 with lease(StudyPaths(Path(sys.argv[1]))):
     print("held", flush=True)
     sys.stdin.read()

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from search import summary
-from search.leaderboard import Interval, Row
 from search.record import StudyPaths
 from search.resources import Room, resolved
+from search.results import summary
+from search.results.leaderboard import Interval, Row
+from search.results.summary import expected_epochs, plan_text, result_text
 from search.service import Plan
 from search.spec import SearchSpec
-from search.summary import expected_epochs, plan_text, result_text
 
 Load = Callable[..., SearchSpec]
 

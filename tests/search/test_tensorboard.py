@@ -16,8 +16,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
-from search import tensorboard as written
 from search.record import StudyPaths, TrialRecord
+from search.results import tensorboard as written
 from search.spec import Objective, Parameter, SearchSpec
 
 SPEC = SearchSpec(

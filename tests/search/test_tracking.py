@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from search import tracking
 from search.epochs import EpochLine
 from search.record import TrialRecord
+from search.results import tracking
 from search.spec import Objective, SearchSpec, Tracking
 
 SPEC = SearchSpec(

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import durable
-from search import leaderboard, report, service
+from search import service
 from search.record import StudyPaths
+from search.results import leaderboard, report
 from segmentation import checkpoints, splits
 from segmentation.checkpoints import CheckpointError
 from segmentation.epoch import DataError

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from search.epochs import EpochLine
 from search.errors import TrackingError
 from search.record import TrialRecord
+from search.results.tensorboard import as_text
 from search.spec import SearchSpec, Tracking
-from search.tensorboard import as_text
 
 # Both limits are MLflow's, for one request.
 METRICS_A_BATCH = 1000

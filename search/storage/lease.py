@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from search import address, holder
 from search.errors import StudyError, held
 from search.record import StudyPaths
+from search.storage import address, holder
 
 if TYPE_CHECKING:
-    from search.database import Database
+    from search.storage.database import Database
 
 TRIES = 3
 """How often a lease is asked for: whoever only looks whether it is taken has it for an instant."""
@@ -46,7 +46,7 @@ def lease(paths: StudyPaths, url: str | None = None) -> Iterator[Database | None
                 )
             yield None
             return
-        from search.database import Database, identity  # what it needs is no burden to a slot
+        from search.storage.database import Database, identity  # what it needs is no burden to a slot
 
         paths.pull()
         if paths.journal.exists() or paths.store.has_journal():

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import durable
-from search import leaderboard, plots
-from search.comparison import Line
-from search.leaderboard import Interval, Row
-from search.plots import WORDS, show, show_score
 from search.ranking import best, pareto, ranked
 from search.record import StudyPaths, TrialRecord
+from search.results import leaderboard, plots
+from search.results.comparison import Line
+from search.results.leaderboard import Interval, Row
+from search.results.plots import WORDS, show, show_score
 from search.spec import SearchSpec
 
 FIGURES_PER_TRIAL = 4

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from search import address, resources, rules, store
-from search.leaderboard import Interval, Row, read_promotion
-from search.plots import show
+from search import resources, rules
 from search.record import StudyPaths
+from search.results.leaderboard import Interval, Row, read_promotion
+from search.results.plots import show
 from search.spec import Objective, Parameter, SearchSpec
+from search.storage import address, store
 from search.study import RESULT
 
 if TYPE_CHECKING:

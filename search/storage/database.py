@@ -26,10 +26,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 import durable
-from search import address
 from search.errors import StoreError, held
 from search.record import StudyPaths
-from search.store import SETTLE_S
+from search.storage import address
+from search.storage.store import SETTLE_S
 
 PATIENCE_S = 60.0
 """How long a database that went away is waited for."""

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import durable
-from search import leaderboard
-from search.leaderboard import Interval
 from search.ranking import pareto
 from search.record import TrialRecord
+from search.results import leaderboard
+from search.results.leaderboard import Interval
 from search.spec import SearchSpec
 
 PARENT = "parent"
