@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster import kuberay, launcher, slurm
 from cluster.files import ClusterFile, flag, listing, mapping, whole
-from search import resources
+from search import growth, resources
 from search.errors import BadInput, SpecError
 from search.resources import Room
 from search.spec import Resources, SearchSpec
@@ -46,17 +46,13 @@ def groups(file: ClusterFile) -> tuple[list[NodeGroup], int]:
 
 
 def largest(file: ClusterFile) -> tuple[float, float]:
-    """Return the CPUs and GPUs of the largest cluster that a file allows: of what has GPUs before what has none.
+    """Return the CPUs and GPUs of the largest cluster that a file allows.
 
     Raises:
         BadInput: if the file does not say what its nodes have.
     """
-    found, left = groups(file)
-    cpus = gpus = 0.0
-    for group in sorted(found, key=lambda group: (group.gpus, group.cpus), reverse=True):
-        count = min(group.most, left)
-        cpus, gpus, left = cpus + count * group.cpus, gpus + count * group.gpus, left - count
-    return cpus, gpus
+    found, most = groups(file)
+    return growth.largest([(*group.size, group.most) for group in found], most)
 
 
 def text(spec: SearchSpec, file: ClusterFile) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from cluster import fit, head, kuberay, launcher, shell, slurm
+from cluster import fit, kuberay, launcher, shell, slurm
 from cluster.files import ClusterFile, mapping
 from cluster.problem import Problem
+from search import growth
 from search.errors import BadInput
 
 LOCK = Path(__file__).resolve().parent.parent / "requirements.lock"
@@ -116,11 +117,11 @@ def _growth(file: ClusterFile) -> Iterator[Problem]:
     """KubeRay's file stays outside its pods, so how far the cluster can grow is told to the head."""
     if file.kind != "kuberay" or file.ray.get("enableInTreeAutoscaling") is not True:
         return
-    told = kuberay.environment(mapping(file.ray.get("headGroupSpec"))).get(head.VARIABLE)
-    if told != (most := head.written(fit.largest(file))):
+    told = kuberay.environment(mapping(file.ray.get("headGroupSpec"))).get(growth.VARIABLE)
+    if told != (most := growth.written(fit.largest(file))):
         key = f"{file.ray_key}.headGroupSpec.template.spec.containers[0].env"
-        why = f"no {head.VARIABLE}, so `slots: auto` is what is there" if told is None else f"{head.VARIABLE} is {told}"
-        yield Problem(key, f"{why}; the groups come to {most}: write that", note=told is None)
+        came = f"{growth.VARIABLE} is {told}" if told else f"no {growth.VARIABLE}, so `slots: auto` is what is there"
+        yield Problem(key, f"{came}; the groups come to {most}: write that", note=told is None)
 
 
 def _placeholders(text: str) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from search import ray_token
+from search import growth, ray_token
 from search.errors import StudyError
 from search.resources import Room
 
@@ -29,8 +29,6 @@ def cluster() -> Room:
     """Return what the cluster has that this process is connected to."""
     import ray
 
-    from cluster import head
-
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return Room(
@@ -38,7 +36,7 @@ def cluster() -> Room:
         "the cluster at present",
         grows=True,
         nodes=tuple(_amounts(node) for node in nodes),
-        most=head.growth().most,
+        most=growth.now().most,
     )
 
 

@@ -11,10 +11,11 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import configuration
 from search.errors import BadInput
 
 VARIABLE = "TUNE_CLUSTER_MOST"
@@ -36,7 +37,7 @@ class Growth:
     """CPUs and GPUs for trials when the cluster is at its largest; None where nobody says."""
 
 
-def growth() -> Growth:
+def now() -> Growth:
     """Return how far the cluster can grow that this process is connected to."""
     import ray
 
@@ -53,9 +54,7 @@ def told(port: str, environment: Mapping[str, str]) -> Growth:
     if amounts := environment.get(VARIABLE):
         return Growth(True, read(amounts))
     if file := _autoscaler_file(port):
-        from cluster import files, fit
-
-        return Growth(True, fit.largest(files.read(file)))
+        return Growth(True, _of_file(file))
     return Growth("RAY_USAGE_STATS_KUBERAY_IN_USE" in environment)
 
 
@@ -87,7 +86,7 @@ def _asked(port: str, _period: int) -> Growth:
         ask = ray.remote(_told_here).options(num_cpus=0, resources={HEAD: 0.001})
         found: Growth = ray.get(ask.remote(port), timeout=ASK_S)
         return found
-    except (BadInput, OSError, RayError) as error:
+    except (BadInput, OSError, LookupError, configuration.YamlError, RayError) as error:
         logger.warning("how far the cluster can grow is not known: %s", error)
         return Growth(autoscales=True)
 
@@ -115,3 +114,28 @@ def _autoscaler_file(port: str) -> Path | None:
         if ours and files:
             return Path(files[0]).expanduser()
     return None
+
+
+def largest(groups: Iterable[tuple[float, float, int]], most: int) -> tuple[float, float]:
+    """Return the CPUs and GPUs of the largest cluster there can be: of what has GPUs before what has none.
+
+    Args:
+        groups: CPUs, GPUs and the largest number of machines that are alike.
+        most: how many machines there can be in all.
+    """
+    cpus, gpus = 0.0, 0.0
+    for each_cpus, each_gpus, count in sorted(groups, key=lambda group: (group[1], group[0]), reverse=True):
+        taken = min(count, most)
+        cpus, gpus, most = cpus + taken * each_cpus, gpus + taken * each_gpus, most - taken
+    return cpus, gpus
+
+
+def _of_file(path: Path) -> tuple[float, float] | None:
+    """Return what the launcher's file says, with what it has filled in; None where machines are hosts of a list."""
+    content = configuration.read_yaml(path)
+    most = int(content["max_workers"])
+    kinds = [kind for name, kind in content["available_node_types"].items() if name != content["head_node_type"]]
+    if not all(kind.get("resources") for kind in kinds):
+        return None
+    has = [(kind["resources"], kind.get("max_workers", most)) for kind in kinds]
+    return largest([(float(each.get("CPU", 0)), float(each.get("GPU", 0)), count) for each, count in has], most)

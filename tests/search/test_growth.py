@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster import fit, head
+from cluster import fit
 from cluster.files import read
-from cluster.head import Growth
+from search import growth
 from search.errors import BadInput
+from search.growth import Growth
 from search.queues import Broker
 from search.resources import Room
 from tests import heads
@@ -32,31 +33,31 @@ def autoscaler() -> Iterator[str]:
 
 @pytest.mark.row("C10")
 def test_the_file_of_the_autoscaler_tells(autoscaler: str) -> None:
-    assert head.told(autoscaler, {}) == Growth(True, (64.0, 8.0)) == Growth(True, fit.largest(read(AWS)))
-    assert head.told("1", {}) == Growth(autoscales=False), "that of another cluster does not"
+    assert growth.told(autoscaler, {}) == Growth(True, (64.0, 8.0)) == Growth(True, fit.largest(read(AWS)))
+    assert growth.told("1", {}) == Growth(autoscales=False), "that of another cluster does not"
 
 
 @pytest.mark.row("C10")
 def test_the_owner_tells_where_there_is_no_file(autoscaler: str) -> None:
-    assert head.told(autoscaler, {head.VARIABLE: "96 CPU, 12 GPU"}) == Growth(True, (96.0, 12.0))
-    assert head.read("8 CPU") == (8.0, 0.0) and head.read(head.written((96, 12))) == (96.0, 12.0)
-    assert head.told("1", {"RAY_USAGE_STATS_KUBERAY_IN_USE": "1"}) == Growth(autoscales=True)
+    assert growth.told(autoscaler, {growth.VARIABLE: "96 CPU, 12 GPU"}) == Growth(True, (96.0, 12.0))
+    assert growth.read("8 CPU") == (8.0, 0.0) and growth.read(growth.written((96, 12))) == (96.0, 12.0)
+    assert growth.told("1", {"RAY_USAGE_STATS_KUBERAY_IN_USE": "1"}) == Growth(autoscales=True)
     with pytest.raises(BadInput, match="TUNE_CLUSTER_MOST: got 'lots'; write such as 96 CPU, 12 GPU"):
-        head.told("1", {head.VARIABLE: "lots"})
+        growth.told("1", {growth.VARIABLE: "lots"})
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
 def test_kuberay_heads_are_told_what_their_groups_come_to(name: str) -> None:
     file = read(ROOT / "cluster" / name)
-    assert f'{head.VARIABLE}, value: "{head.written(fit.largest(file))}"' in file.text
+    assert f'{growth.VARIABLE}, value: "{growth.written(fit.largest(file))}"' in file.text
 
 
-@pytest.mark.parametrize(("growth", "slots"), [(Growth(True, (3.0, 0.0)), 3), (Growth(True), 8), (Growth(), 0)])
+@pytest.mark.parametrize(("known", "slots"), [(Growth(True, (3.0, 0.0)), 3), (Growth(True), 8), (Growth(), 0)])
 @pytest.mark.row("C10")
 def test_an_empty_cluster_is_shared_as_large_as_it_can_get(
-    growth: Growth, slots: int, monkeypatch: pytest.MonkeyPatch
+    known: Growth, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "growth", lambda: growth)
-    monkeypatch.setattr("search.ray_session.cluster", lambda: Room(0.0, 0.0, "a cluster", True, most=growth.most))
+    monkeypatch.setattr(growth, "now", lambda: known)
+    monkeypatch.setattr("search.ray_session.cluster", lambda: Room(0.0, 0.0, "a cluster", True, most=known.most))
     claim = {"study": "a", "queue": "default", "wanted": 8, "cpus": 1.0, "gpus": 0.0, "since": 0.0}
     assert Broker().ask(claim) == {"slots": slots, "searches": 1}
