@@ -55,7 +55,7 @@ def show_one(given: argparse.Namespace) -> None:
 def stop(given: argparse.Namespace) -> None:
     """Ask the process that runs a study to stop: nothing is lost, and the same command goes on from there."""
     paths = find(given.study, given.runs)
-    held_by = holder.of(paths)
+    held_by = glance.held_by(paths)
     if held_by is None:
         print(f"{paths.folder}: nobody runs it")
         return

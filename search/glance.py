@@ -7,21 +7,25 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
+import durable
 from search import ranking, study_spec
 from search.errors import StudyError
 from search.record import State, StudyPaths, TrialRecord
 from search.results import leaderboard
 from search.results.leaderboard import Row
 from search.spec import SearchSpec
-from search.storage import holder
+from search.storage import address, holder
 from search.storage.holder import Holder
 from search.study import Study
+
+if TYPE_CHECKING:
+    from search.storage.database import View
 
 Standing = Literal["running here", "running elsewhere", "complete", "interrupted"]
 
@@ -86,9 +90,14 @@ def at(paths: StudyPaths) -> Glance:
         StudyError: if there is none, or it cannot be read.
     """
     spec, resolved = study_spec.read(paths)
-    return Glance(
-        paths=paths, spec=spec, resolved=resolved, records=_Reader(paths, spec).records(), holder=holder.of(paths)
-    )
+    view = _view(paths, spec)
+    records = _Reader(paths, spec, view).records()
+    return Glance(paths=paths, spec=spec, resolved=resolved, records=records, holder=_holder(paths, view))
+
+
+def held_by(paths: StudyPaths) -> Holder | None:
+    """Return who holds a study. Raises as `at` does."""
+    return _holder(paths, _view(paths, study_spec.read(paths)[0]))
 
 
 def all_below(runs: Path) -> list[StudyPaths]:
@@ -96,17 +105,33 @@ def all_below(runs: Path) -> list[StudyPaths]:
     return [StudyPaths(path.parent) for path in sorted(runs.glob(f"*/{StudyPaths(runs).spec.name}"))]
 
 
+def _view(paths: StudyPaths, spec: SearchSpec) -> View | None:
+    """Return the database that has the study's record; None: its folder has."""
+    if not paths.identity.exists():
+        return None
+    url = address.resolve(spec.search.storage)
+    if url is None:
+        raise StudyError(f"{paths.folder}: its record is in a database; name it by {address.VARIABLE}")
+    from search.storage.database import View
+
+    return View(url, durable.read_json(paths.identity)["id"])
+
+
+def _holder(paths: StudyPaths, view: View | None) -> Holder | None:
+    return holder.of(paths) or (view.holder() if view is not None else None)
+
+
 class _Reader(Study):
     """A study's records. Does none of what opening a study to write it does."""
 
-    def __init__(self, paths: StudyPaths, spec: SearchSpec) -> None:
+    def __init__(self, paths: StudyPaths, spec: SearchSpec, view: View | None) -> None:
         self.paths, self.spec, self.name, self._folder = paths, spec, spec.name, "trials"
-        if not paths.journal.exists():
-            self.optuna = optuna.create_study(directions=["minimize"] * len(spec.objectives))  # nothing tried yet
-            return
+        storage = view.storage if view is not None else JournalStorage(_Lines(paths.journal))
         try:
-            self.optuna = optuna.load_study(storage=JournalStorage(_Lines(paths.journal)), study_name=self.name)
-        except KeyError:
+            self.optuna = optuna.load_study(
+                storage=storage, study_name=view.study_name(self.name) if view else self.name
+            )
+        except (KeyError, FileNotFoundError):  # nothing tried yet
             self.optuna = optuna.create_study(directions=["minimize"] * len(spec.objectives))
         except (ValueError, AssertionError) as error:
             problem = f"{paths.journal}: cannot be read ({error})"

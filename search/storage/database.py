@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import socket
 import time
 import uuid
@@ -28,7 +29,8 @@ from sqlalchemy.pool import NullPool
 import durable
 from search.errors import StoreError, held
 from search.record import StudyPaths
-from search.storage import address
+from search.storage import address, holder
+from search.storage.holder import Holder
 from search.storage.store import SETTLE_S
 
 PATIENCE_S = 60.0
@@ -45,8 +47,8 @@ KEEPALIVE = {"idle": 10, "interval": 5, "count": 3}
 """Seconds of silence, between the questions after it, and how many of them: then a machine counts as gone."""
 
 
-class Database:
-    """A database that holds one study for this process.
+class Server:
+    """A database, and connections to it.
 
     Args:
         url: of the database, from `address.resolve`.
@@ -55,20 +57,79 @@ class Database:
 
     def __init__(self, url: str, identity: str) -> None:
         self.where, self.identity = address.shown(url), identity
-        self.connections = 0
-        self._url, self._open = make_url(url), False
+        self._lock = int.from_bytes(hashlib.sha256(f"study {identity}".encode()).digest()[:8], "big", signed=True)
+        self._url = make_url(url)
         if importlib.util.find_spec("psycopg") is None:
             raise StoreError(f'{self.where}: needs psycopg; pip install "segmentation-search[cluster]"')
         self._me = f"tune {socket.gethostname()[:32]} pid {os.getpid()}"
-        self._lock = int.from_bytes(hashlib.sha256(f"study {identity}".encode()).digest()[:8], "big", signed=True)
-        with self._minding_errors():
-            self._make_tables()
-            self.storage = _Storage(self)
-        self._open = True
 
     def study_name(self, name: str) -> str:
         """Return what a study is called here: no other folder's study of the same name is ever taken for it."""
         return f"{name} [{self.identity}]"
+
+    def _connected(self, more: str = "") -> Any:
+        import psycopg
+
+        _, options = self._url.get_dialect()().create_connect_args(self._url)
+        given = {"connect_timeout": CONNECT_S, **{f"keepalives_{name}": value for name, value in KEEPALIVE.items()}}
+        server = " ".join(f"-c tcp_keepalives_{name}={value}" for name, value in KEEPALIVE.items())
+        options["options"] = f"{options.get('options', '')} {server} {more}".strip()
+        return psycopg.connect(**{**given, **options, "application_name": self._me})
+
+    @contextmanager
+    def minding_errors(self) -> Iterator[None]:
+        """Have everything that a database may say raise StoreError."""
+        import psycopg
+
+        try:
+            yield
+        except RuntimeError as error:  # of Optuna, about its tables
+            raise StoreError(f"{self.where}: {error}") from error
+        except psycopg.Error as error:
+            raise StoreError(f"{self.where}: cannot be used: {self._said(error)}") from error
+        except (exc.SQLAlchemyError, StorageInternalError) as error:
+            cause = getattr(error, "orig", None) or error.__cause__ or error
+            raise StoreError(f"{self.where}: cannot be used: {self._said(cause)}") from error
+
+    def _said(self, error: BaseException) -> str:
+        text = " ".join(str(error).split())
+        return text.replace(str(self._url.password), "***") if self._url.password else text
+
+
+class View(Server):
+    """A database as anyone may look at it: nothing is held, and nothing can be written."""
+
+    def __init__(self, url: str, identity: str) -> None:
+        super().__init__(url, identity)
+        with self.minding_errors():
+            self.storage = RDBStorage(
+                _URL,
+                engine_kwargs={"creator": self._looking, "poolclass": NullPool},
+                skip_compatibility_check=True,
+                skip_table_creation=True,
+            )
+
+    def holder(self) -> Holder | None:
+        """Return which driver holds the study."""
+        with self.minding_errors(), self._looking() as connection:
+            said = holder_of(connection, self._lock)
+        found = said and re.fullmatch(r"tune (\S+) pid (\d+)(?: from \S+)? since (.+)", said)
+        return holder.named(found[1], int(found[2]), found[3]) if found else None
+
+    def _looking(self) -> Any:
+        return self._connected("-c default_transaction_read_only=on")
+
+
+class Database(Server):
+    """A database that holds one study for this process."""
+
+    def __init__(self, url: str, identity: str) -> None:
+        super().__init__(url, identity)
+        self.connections, self._open = 0, False
+        with self.minding_errors():
+            self._make_tables()
+            self.storage = _Storage(self)
+        self._open = True
 
     def knows(self, name: str) -> bool:
         """Return whether there is such a study."""
@@ -102,45 +163,23 @@ class Database:
                     raise StoreError(f"{self.where}: not to be reached{waited}: {self._said(error)}{_GO_ON}") from error
             time.sleep(PAUSE_S)
 
-    def _connected(self) -> Any:
-        import psycopg
-
-        _, options = self._url.get_dialect()().create_connect_args(self._url)
-        given = {"connect_timeout": CONNECT_S, **{f"keepalives_{name}": value for name, value in KEEPALIVE.items()}}
-        server = " ".join(f"-c tcp_keepalives_{name}={value}" for name, value in KEEPALIVE.items())
-        options["options"] = f"{options.get('options', '')} {server}".strip()
-        return psycopg.connect(**{**given, **options, "application_name": self._me})
-
     def _held(self, connection: Any) -> Any:
         """Take the study's lock; it goes with the connection."""
         until = time.monotonic() + (PATIENCE_S if self._open else LEASE_S)
         while not connection.execute("select pg_try_advisory_lock(%s)", (self._lock,)).fetchone()[0]:
-            holder = self._holder(connection)
+            others = holder_of(connection, self._lock) or "just gone"
             # Of our own, broken, the server may not have learned yet.
-            if time.monotonic() > until or (self._open and not holder.startswith(self._me)):
+            if time.monotonic() > until or (self._open and not others.startswith(self._me)):
                 connection.close()
                 if self._open:
                     taken = "it took over while the connection was lost; nothing is lost"
-                    raise StoreError(f"{self.where}: another search holds this study ({holder}); {taken}")
-                raise held(self.where, holder)
+                    raise StoreError(f"{self.where}: another search holds this study ({others}); {taken}")
+                raise held(self.where, others)
             connection.rollback()
             time.sleep(PAUSE_S)
         connection.commit()
         self.connections += 1
         return connection
-
-    def _holder(self, connection: Any) -> str:
-        found = connection.execute(
-            "select a.application_name, host(a.client_addr), to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ') "
-            "from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory' and l.granted "
-            "and l.database = (select oid from pg_database where datname = current_database()) "
-            "and l.objsubid = 1 and l.classid::bigint = %s and l.objid::bigint = %s",
-            (self._lock >> 32 & 0xFFFF_FFFF, self._lock & 0xFFFF_FFFF),
-        ).fetchone()
-        if found is None:
-            return "just gone"
-        name, host, since = found
-        return f"{name}{f' from {host}' if host else ''} since {since}"
 
     def _make_tables(self) -> None:
         """Make Optuna's tables where there are none, one process at a time; refuse those of another version."""
@@ -149,24 +188,6 @@ class Database:
             connection.execute("select pg_advisory_xact_lock(%s)", (TABLES_LOCK,))
             # Optuna wants two connections for it, so that it is no work for the one that holds the study.
             RDBStorage(_URL, engine_kwargs={"creator": self._connected, "poolclass": NullPool}).engine.dispose()
-
-    @contextmanager
-    def _minding_errors(self) -> Iterator[None]:
-        import psycopg
-
-        try:
-            yield
-        except RuntimeError as error:  # of Optuna, about its tables
-            raise StoreError(f"{self.where}: {error}") from error
-        except psycopg.Error as error:
-            raise StoreError(f"{self.where}: cannot be used: {self._said(error)}") from error
-        except (exc.SQLAlchemyError, StorageInternalError) as error:
-            cause = getattr(error, "orig", None) or error.__cause__ or error
-            raise StoreError(f"{self.where}: cannot be used: {self._said(cause)}") from error
-
-    def _said(self, error: BaseException) -> str:
-        text = " ".join(str(error).split())
-        return text.replace(str(self._url.password), "***") if self._url.password else text
 
 
 class _Storage(RDBStorage):
@@ -258,6 +279,21 @@ for _name in (
     "get_trial_id_from_study_id_trial_number",
 ):
     setattr(_Storage, _name, _patient(_name))
+
+
+def holder_of(connection: Any, lock: int) -> str | None:
+    """Return who has an advisory lock, in words; None: nobody."""
+    found = connection.execute(
+        "select a.application_name, host(a.client_addr), to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ') "
+        "from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory' and l.granted "
+        "and l.database = (select oid from pg_database where datname = current_database()) "
+        "and l.objsubid = 1 and l.classid::bigint = %s and l.objid::bigint = %s",
+        (lock >> 32 & 0xFFFF_FFFF, lock & 0xFFFF_FFFF),
+    ).fetchone()
+    if found is None:
+        return None
+    name, host, since = found
+    return f"{name}{f' from {host}' if host else ''} since {since}"
 
 
 def identity(paths: StudyPaths) -> str:

@@ -61,6 +61,11 @@ def of(paths: StudyPaths) -> Holder | None:
         return Holder(0, "an unknown machine", "just now")
 
 
+def named(host: str, pid: int, since: str) -> Holder:
+    """Return a process that is known to run."""
+    return Holder(pid, host, since, _born(pid) if host == socket.gethostname() else "")
+
+
 def ask_to_stop(paths: StudyPaths, holder: Holder) -> Literal["signal", "file"]:
     """Ask the driver that holds a study to stop as at SIGTERM: it keeps everything, and the same command goes on."""
     if holder.is_here:

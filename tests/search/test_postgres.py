@@ -21,8 +21,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import exc
 
-from search import planning, service
+from search import glance, planning, service
 from search.errors import StoreError, StudyError
 from search.record import StudyPaths
 from search.spec import SearchSpec
@@ -215,6 +216,10 @@ def test_a_second_driver_is_told_who_holds_the_study_until_that_one_dies(url: st
         ):
             pass
         assert time.monotonic() - began < 5
+        view = database.View(url, database.identity(paths))
+        assert (holder := view.holder()) is not None and (holder.pid, holder.is_here) == (first.pid, True)
+        with pytest.raises(exc.InternalError, match="read-only transaction"), view.storage.engine.begin() as looking:
+            looking.exec_driver_sql("create table theirs (number integer)")
         first.kill()
         with lease(paths, url) as held:
             assert held is not None
@@ -382,6 +387,11 @@ def test_a_whole_search_and_its_password_in_no_file(
     assert len(rows) >= 2
     service.run(planning.make(spec, paths.folder), stream)
     assert "toy: complete, all its trials have ended" in stream.getvalue()
+    seen = glance.at(paths)
+    assert (seen.standing, seen.counts.total(), seen.holder) == ("complete", 3, None)
+    monkeypatch.delenv(address.VARIABLE)
+    with pytest.raises(StudyError, match="its record is in a database; name it by TUNE_STORAGE"):
+        glance.at(paths)
     written = [file for file in paths.folder.rglob("*") if file.is_file()]
     assert paths.report in written and paths.spec in written and not paths.journal.exists()
     for text in (*(file.read_bytes() for file in written), stream.getvalue().encode(), caplog.text.encode()):
