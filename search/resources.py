@@ -44,7 +44,7 @@ def notes(spec: SearchSpec, room: Room) -> list[str]:
     if spec.resources.slots == "auto":
         found.append(
             f"resources.slots: auto is what {room.where} has room for, and it does not say what may come; "
-            "write how many (`python -m cluster fit SPACE FILE` tells) to have it grow"
+            "write how many (`python -m cluster fit SPACE FILE` tells), or set TUNE_CLUSTER_MOST on its head"
         )
     if spec.resources.gpus_per_worker == "auto" and not room.gpus:
         found.append(
