@@ -76,7 +76,7 @@ def committed(path: Path) -> dict[str, Any] | None:
     """Return what was committed under a name; None where nothing was.
 
     Raises:
-        ValueError: if the file is not as it was written; one without a hash was written before there were any.
+        ValueError: if the file is not as it was written.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -84,8 +84,7 @@ def committed(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(value, dict):
         raise ValueError(f"got {type(value).__name__}; expected an object")
-    found = value.pop(SHA256, None)
-    if found is not None and found != _sha256_of(value):
+    if value.pop(SHA256, None) != _sha256_of(value):
         raise ValueError("its content is not what its sha256 says")
     return value
 

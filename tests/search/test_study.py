@@ -15,6 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+import durable
 from search import trial
 from search.errors import StudyError
 from search.record import StudyPaths
@@ -435,15 +436,19 @@ def test_a_damaged_result_is_put_aside_and_the_trial_goes_on(
     assert study.record(task.number).values == expected.epochs[3]
 
 
-def test_a_result_without_a_hash_is_read_as_before(toy: Load, open_study: Open, drive: Drive) -> None:
+def test_a_result_whose_hash_is_lost_is_damaged_and_one_of_a_later_version_is_read(
+    toy: Load, open_study: Open, drive: Drive, tmp_path: Path
+) -> None:
     study = open_study(toy(search=RANDOM, fixed={"epochs": 2}))
     task = ask(study)
     expected = drive(study, task)
     path = study.trial_folder(task.number) / "result.json"
     content = json.loads(path.read_text())
     assert len(content.pop("sha256")) == 64
-    path.write_text(json.dumps({**content, "of a later version": 1}))
-    assert read_outcome(path.parent) == expected
+    durable.commit(tmp_path / "result.json", {**content, "of a later version": 1})
+    assert read_outcome(tmp_path) == expected
+    path.write_text(json.dumps({**content, "{ha256": "0" * 64}))
+    assert read_outcome(path.parent) is None
 
 
 def test_no_outcome_is_read_from_nowhere(tmp_path: Path) -> None:
