@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -55,10 +56,12 @@ def measure(
     longest_s: float = 12.0,
     seed: int = 0,
     at_work: float = 0.0,
+    address: str = "",
 ) -> dict[str, Any]:
     """Return the counts; `finished` should be all trials, `lost`, `finished_twice`, `run_again` and `repeated` 0.
 
     at_work: share of the kills whose moment is drawn from when a slot has begun, however long Ray takes to start.
+    address: of a Ray that outlives the drivers; none: each starts its own, which dies with it.
     """
     content = {
         **_searches.TOY,
@@ -71,9 +74,9 @@ def measure(
         space = _searches.write_space(Path(folder) / "kills.yaml", content)
         paths, seen = StudyPaths(Path(folder) / "kills"), Seen()
         for _ in range(kills):
-            if not _run_and_kill(space, paths, draw, longest_s, seen, at_work):
+            if not _run_and_kill(space, paths, draw, longest_s, seen, at_work, address):
                 break
-        _finish(space, paths)
+        _finish(space, paths, address)
         records = Study(paths, spec_file.load(str(space))).records()
         return {
             "kills": seen.kills,
@@ -118,11 +121,11 @@ def running(paths: StudyPaths, since: float) -> bool:
 
 
 def _run_and_kill(
-    space: Path, paths: StudyPaths, draw: random.Random, longest_s: float, seen: Seen, at_work: float
+    space: Path, paths: StudyPaths, draw: random.Random, longest_s: float, seen: Seen, at_work: float, address: str
 ) -> bool:
     """Start the search and kill it at some moment; return whether it was still at work."""
     began = time.time()
-    driver = start(space, paths)
+    driver = start(space, paths, address)
     try:
         wait_for(lambda: holder(paths).get("pid") == driver.pid, driver, paths)
         if at_work and draw.random() < at_work:
@@ -140,12 +143,13 @@ def _run_and_kill(
     return True
 
 
-def start(space: Path, paths: StudyPaths) -> subprocess.Popen[bytes]:
+def start(space: Path, paths: StudyPaths, address: str = "") -> subprocess.Popen[bytes]:
     """Start the search; what it says goes to log.txt beside its study."""
+    environment = {**os.environ, "RAY_ADDRESS": address} if address else None
     command = [sys.executable, "tune.py", "--space", str(space), "--runs", str(paths.folder.parent)]
     log = (paths.folder.parent / "log.txt").open("ab")
     with log:
-        return subprocess.Popen(command, cwd=_searches.ROOT, stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=_searches.ROOT, stdout=log, stderr=log, env=environment)
 
 
 def wait_for(happened: Callable[[], bool], driver: subprocess.Popen[bytes], paths: StudyPaths) -> None:
@@ -181,8 +185,8 @@ def kill(driver: subprocess.Popen[bytes], pause_s: float) -> None:
     psutil.wait_procs(children, timeout=10)
 
 
-def _finish(space: Path, paths: StudyPaths) -> None:
-    driver = start(space, paths)
+def _finish(space: Path, paths: StudyPaths, address: str) -> None:
+    driver = start(space, paths, address)
     try:
         code = driver.wait(END_S)
     finally:

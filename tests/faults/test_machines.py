@@ -22,11 +22,12 @@ from tests.conftest import ROOT
 from tests.faults.table import Tell
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+EPOCHS = 30
 TOY: dict[str, Any] = {
     "workload": "toy",
     "objective": {"metric": "score", "mode": "max"},
     "parameters": {"lr": {"type": "float", "low": 1e-3, "high": 1e-1, "log": True}},
-    "fixed": {"epochs": 60, "epoch_s": 0.5},
+    "fixed": {"epochs": EPOCHS, "epoch_s": 0.4},
     "stopping": {"rule": "none"},
     "promotion": {"k": 1},
 }
@@ -141,7 +142,7 @@ def counted(folder: Path, driver: subprocess.Popen[str], before: list[EpochLine]
     paths = StudyPaths(folder / "space")
     (record,) = records(paths, folder)
     rows = epochs.read(paths.trial(0))
-    assert [row.epoch for row in rows] == list(range(1, 61))
+    assert [row.epoch for row in rows] == list(range(1, EPOCHS + 1))
     _, second = sorted({row.attempt for row in rows})
     moved = next(place for place, row in enumerate(rows) if row.attempt == second)
     return {
