@@ -65,7 +65,7 @@ class RaySession:
             _connect()
             return
         self._mine = True
-        with _own_signals():
+        with _own_signals(), _all_or_nothing():
             ray.init(
                 "local",
                 num_cpus=int(self.room.cpus),
@@ -128,6 +128,21 @@ def _address() -> str:
     from ray._private import services
 
     return services.canonicalize_bootstrap_address_or_die(given)
+
+
+@contextlib.contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """End what this process has started where it is broken off: Ray's agents outlive the raylet by a while."""
+    import psutil
+
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        yield
+    except BaseException:
+        for process in set(psutil.Process().children(recursive=True)) - before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        raise
 
 
 @contextlib.contextmanager
