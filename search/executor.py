@@ -30,6 +30,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 from ray import tune
+from ray.air._internal import usage
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution import class_cache
@@ -57,6 +58,8 @@ def _any_death(manager: RayActorManager, tracked_actor_task: Any, exception: Exc
 
 _task_failed = RayActorManager._actor_task_failed
 setattr(RayActorManager, _task_failed.__name__, _any_death)
+# Ray Tune would import every logger there is, MLflow and W&B too, to count those in use: seconds of each start.
+usage.tag_callbacks = lambda callbacks: False
 # Ray Tune hands these on as a runtime_env, which Ray writes to a log. Slots inherit them, or have their machine's own.
 class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 

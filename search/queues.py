@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import configuration
-from search import growth, logs
+from search import logs
 from search.errors import SpecError
 from search.resources import Room, worker
 from search.spec import Resources
@@ -182,7 +182,7 @@ class Broker:
         from search import ray_session
 
         room = ray_session.cluster()
-        if room.most is None and growth.now().autoscales:  # Who asks for nothing, gets nothing: it would not grow.
+        if room.most is None and room.autoscales:  # Who asks for nothing, gets nothing: it would not grow.
             return dataclasses.replace(room, most=(math.inf, math.inf))
         return room
 

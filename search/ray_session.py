@@ -30,13 +30,15 @@ def cluster() -> Room:
     import ray
 
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    known = growth.now()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return Room(
         *_amounts(total),
         "the cluster at present",
         grows=True,
         nodes=tuple(_amounts(node) for node in nodes),
-        most=growth.now().most,
+        autoscales=known.autoscales,
+        most=known.most,
     )
 
 

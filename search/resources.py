@@ -18,7 +18,9 @@ class Room:
     gpus: float
     where: str
     grows: bool = False
-    """Whether more may come: an autoscaling cluster."""
+    """Whether more may come: machines may join a cluster."""
+    autoscales: bool = False
+    """Whether more comes when it is asked for."""
     nodes: tuple[tuple[float, float], ...] = ()
     """CPUs and GPUs of each machine; a worker has to fit on one. Empty: one machine has all of it."""
     most: tuple[float, float] | None = None
@@ -38,7 +40,7 @@ def resolved(spec: SearchSpec, room: Room) -> SearchSpec:
 
 def notes(spec: SearchSpec, room: Room) -> list[str]:
     """Return what to mind about a spec as it was written, on a cluster that does not say what may come."""
-    if room.most is not None or not room.grows:
+    if room.most is not None or not room.autoscales:
         return []
     found = []
     if spec.resources.slots == "auto":

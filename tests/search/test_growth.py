@@ -57,7 +57,7 @@ def test_kuberay_heads_are_told_what_their_groups_come_to(name: str) -> None:
 def test_an_empty_cluster_is_shared_as_large_as_it_can_get(
     known: Growth, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(growth, "now", lambda: known)
-    monkeypatch.setattr("search.ray_session.cluster", lambda: Room(0.0, 0.0, "a cluster", True, most=known.most))
+    room = Room(0.0, 0.0, "a cluster", grows=True, autoscales=known.autoscales, most=known.most)
+    monkeypatch.setattr("search.ray_session.cluster", lambda: room)
     claim = {"study": "a", "queue": "default", "wanted": 8, "cpus": 1.0, "gpus": 0.0, "since": 0.0}
     assert Broker().ask(claim) == {"slots": slots, "searches": 1}

@@ -101,7 +101,7 @@ def test_auto_is_a_gpu_where_there_are_any(toy: Callable[..., SearchSpec], room:
 
 
 def test_a_cluster_that_may_have_gpus_later_is_asked_for_them_by_number(toy: Callable[..., SearchSpec]) -> None:
-    unknown = Room(8.0, 0.0, "the cluster at present", grows=True)
+    unknown = Room(8.0, 0.0, "the cluster at present", grows=True, autoscales=True)
     slots_note, gpus_note = notes(toy(), unknown)
     assert slots_note.startswith("resources.slots: auto is what the cluster at present has room for")
     assert [gpus_note] == [
@@ -109,7 +109,8 @@ def test_a_cluster_that_may_have_gpus_later_is_asked_for_them_by_number(toy: Cal
         "come; write 1 to ask for them"
     ]
     assert notes(toy(resources={"gpus_per_worker": 1, "slots": 3}), unknown) == []
-    for room in (HERE, Room(8.0, 0.0, "this machine"), dataclasses.replace(unknown, most=(8.0, 0.0))):
+    fixed = dataclasses.replace(unknown, autoscales=False)
+    for room in (HERE, fixed, Room(8.0, 0.0, "this machine"), dataclasses.replace(unknown, most=(8.0, 0.0))):
         assert notes(toy(), room) == []
 
 
