@@ -86,7 +86,7 @@ def _asked(port: str, _period: int) -> Growth:
         ask = ray.remote(_told_here).options(num_cpus=0, resources={HEAD: 0.001})
         found: Growth = ray.get(ask.remote(port), timeout=ASK_S)
         return found
-    except (BadInput, OSError, LookupError, configuration.YamlError, RayError) as error:
+    except (ValueError, TypeError, LookupError, OSError, RayError) as error:
         logger.warning("how far the cluster can grow is not known: %s", error)
         return Growth(autoscales=True)
 
