@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import pickle
 import shutil
 import signal
 import tempfile
@@ -20,24 +18,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Protocol
 
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-
 from ray import tune
-from ray.air._internal import usage
-from ray.air.execution._internal import RayActorManager
-from ray.exceptions import RayActorError, RayTaskError
-from ray.tune.execution import class_cache
+from ray.exceptions import RayTaskError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from search import epochs, logs, trial
+from search import epochs, logs, ray_tune, trial
 from search.drain import LEAVING
 from search.errors import OUT_OF_MEMORY, DiskError, SearchError, disk_error, is_disk
 from search.record import State, TrialRecord
@@ -47,21 +35,6 @@ from search.spec import Resources
 from search.study import RESULT, Outcome, Study, Task, outcome_from
 
 logger = logging.getLogger(__name__)
-
-
-def _any_death(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
-    """Take every way for a slot to die as one: of memory it is not a RayActorError, and Ray Tune would break off."""
-    if not isinstance(exception, RayActorError | RayTaskError):
-        exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
-    _task_failed(manager, tracked_actor_task, exception)
-
-
-_task_failed = RayActorManager._actor_task_failed
-setattr(RayActorManager, _task_failed.__name__, _any_death)
-# Ray Tune would import every logger there is, MLflow and W&B too, to count those in use: seconds of each start.
-usage.tag_callbacks = lambda callbacks: False
-# Ray Tune hands these on as a runtime_env, which Ray writes to a log. Slots inherit them, or have their machine's own.
-class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 HOLD_S = 15.0
 """How long finished trials wait for slots that are starting; once waited in vain, not again until all are up."""
@@ -384,7 +357,7 @@ class _Verdicts(_InDriver, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Look at a death before Ray Tune starts the trial again."""
-        error = _error(trial)
+        error = ray_tune.ended_by(trial)
         kind, crash = _lost(error), _told(error)
         logger.warning("trial %s: %s", trial.config.get("number"), crash)
         if kind == "machine":
@@ -408,16 +381,10 @@ class _Ticks(_InDriver, tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if task := self.director.running.get(trial.trial_id):
-            self.director.listener.trial_retried(task.number, _lost(_error(trial)))
+            self.director.listener.trial_retried(task.number, _lost(ray_tune.ended_by(trial)))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.director.listener.tick()
-
-
-def _error(trial: Any) -> Exception | None:
-    """Return what ended the last process of a trial; Ray Tune's own `get_error` looks where nothing is copied to."""
-    file = trial.pickled_error_file
-    return pickle.loads(Path(file).read_bytes()) if file else None
 
 
 def _told(error: Exception | None) -> str:

@@ -50,10 +50,11 @@ class Drivers:
 
 def _main() -> None:
     import plotly.graph_objects  # noqa: F401  imported late by the report
-    import ray  # noqa: F401
+    import ray
 
     import search.executor  # noqa: F401
     import tune
+    from search import ray_session
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -62,6 +63,9 @@ def _main() -> None:
             log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for descriptor in (1, 2):
                 os.dup2(log, descriptor)
+            # Connected here, the search takes this Ray for its own and has no queue to wait in.
+            address = os.environ.pop("RAY_ADDRESS")
+            ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=ray_session.runtime_env())
             sys.exit(tune.main(order["arguments"]))
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

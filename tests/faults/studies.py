@@ -40,6 +40,7 @@ class FaultyStudy:
             "stopping": {"rule": "none"},
             "promotion": {"k": 2},
             "resources": {"slots": 1},
+            "evaluation": {"cpus": 2},  # one after another, in one process
             "tracking": {"tensorboard": False},
             **sections,
             "fixed": {"epochs": 3, "faults": str(folder), **sections.get("fixed", {})},

@@ -41,7 +41,7 @@ NOTICE_S = 15
 """Seconds between a spot notice and the end of the machine."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Start a head that runs no trials."""
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -66,6 +66,8 @@ def start(tmp_path: Path, cluster: Cluster) -> Iterator[Callable[[dict[str, Any]
     for driver in drivers:
         driver.kill()
         driver.wait()
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node)
 
 
 @pytest.mark.row("F4")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
-from search import executor
+from search import executor, ray_tune
 from search.drain import Leaving
 
 LOW = OutOfMemoryError("1 worker(s) were killed due to the node running low on memory.")
@@ -32,7 +32,7 @@ def test_every_death_of_a_slot_is_one_that_ray_tune_understands(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Exception] = []
-    monkeypatch.setattr(executor, "_task_failed", lambda manager, task, exception: told.append(exception))
-    manager = executor.RayActorManager.__new__(executor.RayActorManager)
+    monkeypatch.setattr(ray_tune, "_task_failed", lambda manager, task, exception: told.append(exception))
+    manager = ray_tune.RayActorManager.__new__(ray_tune.RayActorManager)
     manager._actor_task_failed(tracked_actor_task=None, exception=error)  # type: ignore[arg-type]
     assert isinstance(told[0], RayActorError) and str(error) in str(told[0])

@@ -4,12 +4,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.exceptions import AuthenticationError
 
-from search import ray_session, ray_token
+from search import growth, ray_session, ray_token
 from search.errors import StudyError
+from search.growth import Growth
 from search.ray_session import RaySession
 from search.resources import Room
 
@@ -50,7 +52,6 @@ def test_sigterm_in_the_start_of_ray_does_what_it_did_before() -> None:
 
 def test_a_named_cluster_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
-    from ray._private.state import state
 
     asked: list[str] = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
@@ -60,13 +61,12 @@ def test_a_named_cluster_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 8.0, "memory": 1.0})
     nodes = [{"Alive": True, "Resources": {"CPU": 32.0, "GPU": 4.0}}] * 2
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 32.0}}])
-    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: {"CPU": 640, "GPU": 80})
-    assert ray_session.room() == Room(
-        64.0, 8.0, "the cluster at present", grows=True, nodes=((32.0, 4.0), (32.0, 4.0)), most=(640, 80)
-    )
+    monkeypatch.setattr(growth, "now", lambda: Growth(True, (640.0, 80.0)))
+    there: Any = {"nodes": ((32.0, 4.0), (32.0, 4.0)), "most": (640.0, 80.0)}
+    assert ray_session.room() == Room(64.0, 8.0, "the cluster at present", grows=True, autoscales=True, **there)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {})
     monkeypatch.setattr(ray, "nodes", lambda: [])
-    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: None)
+    monkeypatch.setattr(growth, "now", Growth)
     assert ray_session.room() == Room(0.0, 0.0, "the cluster at present", grows=True)
     assert asked == ["who are you, 10.0.0.1:6379", "10.0.0.1:6379"] * 2
     monkeypatch.setattr(ray_token, "answer", lambda address: "open")

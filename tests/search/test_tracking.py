@@ -72,14 +72,15 @@ def test_values_with_secret_names_are_hidden() -> None:
 def test_nothing_is_imported_unless_configured(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from search import tracking, leaderboard, plots, progress, report\n"
+        "from search import progress\n"
+        "from search.results import leaderboard, plots, report, tracking\n"
         "from search.spec import Tracking\n"
         "tracking.check(Tracking())\n"
         "tracking.log_trial(Tracking(), None, None, [])\n"
         "heavy = {'mlflow', 'wandb', 'plotly', 'jinja2', 'pandas', 'pyarrow', 'optuna', 'torch', 'ray', 'rich'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
-    root = Path(tracking.__file__).parents[1]
+    root = Path(tracking.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,0 +1,49 @@
+"""Ray Tune, set and mended for an executor that keeps its own records. Import it before a search is run.
+
+Written against Ray 2.60: what begins with an underscore there may change with the next release.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+from ray.air._internal import usage
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune.execution import class_cache
+from ray.tune.experiment import Trial
+
+_ended_by: dict[str, Exception | None] = {}
+
+
+def ended_by(trial: Trial) -> Exception | None:
+    """Return what a trial lost its last process to; `Trial.get_error` looks where nothing is copied to."""
+    return _ended_by.get(trial.trial_id)
+
+
+def _any_death(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+    """Take every way for a slot to die as one: of memory it is not a RayActorError, and Ray Tune would break off."""
+    if not isinstance(exception, RayActorError | RayTaskError):
+        exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
+    _task_failed(manager, tracked_actor_task, exception)
+
+
+def _remembering(trial: Trial, exc: Any = None) -> None:
+    _ended_by[trial.trial_id] = exc
+    _handle_error(trial, exc)
+
+
+_task_failed, _handle_error = RayActorManager._actor_task_failed, Trial.handle_error
+setattr(RayActorManager, _task_failed.__name__, _any_death)
+setattr(Trial, _handle_error.__name__, _remembering)
+# Every logger there is would be imported, MLflow and W&B too, to count those in use: seconds of each start.
+usage.tag_callbacks = lambda callbacks: False
+# These would be handed on as a runtime_env, which Ray writes to a log. Slots inherit them, or have their machine's own.
+class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
