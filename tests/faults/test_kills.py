@@ -24,7 +24,7 @@ def test_a_killed_driver_loses_and_repeats_nothing(tell: Tell, seed: int) -> Non
     import ray
 
     address = ray.get_runtime_context().gcs_address if seed else ""
-    counted = kills.measure(kills=10, trials=40, epoch_s=0.1, longest_s=2.0, seed=seed, at_work=0.6, address=address)
+    counted = kills.measure(kills=10, trials=40, epoch_s=0.25, longest_s=3.0, seed=seed, at_work=0.6, address=address)
     hit = counted.pop("while_running")
     tell("driver killed", f"seed {seed}", **counted)
     assert counted["kills"] == 10 and hit >= 3, "the search ended too soon, or was never hit at work"
