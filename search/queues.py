@@ -99,8 +99,8 @@ def _part(claim: Claim, room: Room) -> float:
 
 
 def _whole(room: Room) -> tuple[float, float]:
-    """Return the CPUs and GPUs of a cluster at its largest."""
-    most = room.most or (0.0, 0.0)
+    """Return the CPUs and GPUs of a cluster at its largest; no end of them where it grows and nobody says how far."""
+    most = room.most or ((math.inf, math.inf) if room.autoscales else (0.0, 0.0))
     return max(room.cpus, most[0]), max(room.gpus, most[1])
 
 
@@ -181,10 +181,7 @@ class Broker:
     def _room(self) -> Room:
         from search import ray_session
 
-        room = ray_session.cluster()
-        if room.most is None and room.autoscales:  # Who asks for nothing, gets nothing: it would not grow.
-            return dataclasses.replace(room, most=(math.inf, math.inf))
-        return room
+        return ray_session.cluster()
 
 
 @functools.lru_cache(maxsize=8)

@@ -24,7 +24,7 @@ _ended_by: dict[str, Exception | None] = {}
 
 
 def ended_by(trial: Trial) -> Exception | None:
-    """Return what a trial lost its last process to; `Trial.get_error` looks where nothing is copied to."""
+    """Return what a trial has just lost its process to; `Trial.get_error` looks where nothing is copied to."""
     return _ended_by.get(trial.trial_id)
 
 
@@ -36,6 +36,7 @@ def _any_death(manager: RayActorManager, tracked_actor_task: Any, exception: Exc
 
 
 def _remembering(trial: Trial, exc: Any = None) -> None:
+    _ended_by.clear()  # whoever asks is called from here on, before the next
     _ended_by[trial.trial_id] = exc
     _handle_error(trial, exc)
 

@@ -28,6 +28,13 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
+def variables(**changes: str) -> dict[str, str]:
+    """Return the environment of a cluster and of those that join it: this process's, without what is its own."""
+    # The tests' own Ray keeps to this machine; a cluster does so only if that is asked for.
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    return {**inherited, "PYTHONPATH": str(ROOT), **changes}
+
+
 @contextlib.contextmanager
 def started(
     port: int, folder: Path, *options: str, wait_for: int = 0, environment: Mapping[str, str] | None = None
@@ -39,7 +46,7 @@ def started(
         folder: for what it says, in head.txt.
         options: of `ray start`, besides ports and addresses.
         wait_for: a port that has to answer before it is up; 0: the cluster's own.
-        environment: of the head and all that it starts.
+        environment: of the head and all that it starts; None: `variables()`.
     """
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -47,11 +54,8 @@ def started(
     ]
     if not any(option.startswith("--metrics-export-port") for option in options):
         command.append(f"--metrics-export-port={free_port()}")
-    # The tests' own Ray keeps to this machine; a cluster does so only if that is asked for.
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
-    variables = {**inherited, **(environment or {}), "PYTHONPATH": str(ROOT)}
     with (folder / "head.txt").open("w") as log:
-        process = psutil.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
+        process = psutil.Popen(command, env=environment or variables(), stdout=log, stderr=log, start_new_session=True)
         try:
             _wait_for(wait_for or port, process, folder / "head.txt")
             yield f"127.0.0.1:{port}"

@@ -77,8 +77,7 @@ class Server:
         return psycopg.connect(**{**given, **options, "application_name": self._me})
 
     @contextmanager
-    def minding_errors(self) -> Iterator[None]:
-        """Have everything that a database may say raise StoreError."""
+    def _minding_errors(self) -> Iterator[None]:
         import psycopg
 
         try:
@@ -91,6 +90,17 @@ class Server:
             cause = getattr(error, "orig", None) or error.__cause__ or error
             raise StoreError(f"{self.where}: cannot be used: {self._said(cause)}") from error
 
+    def _holder(self, connection: Any) -> tuple[str, str | None, str] | None:
+        """Return who has the study's lock: the name of a connection, the host that it is from, since when."""
+        found: tuple[str, str | None, str] | None = connection.execute(
+            "select a.application_name, host(a.client_addr), to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ') "
+            "from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory' and l.granted "
+            "and l.database = (select oid from pg_database where datname = current_database()) "
+            "and l.objsubid = 1 and l.classid::bigint = %s and l.objid::bigint = %s",
+            (self._lock >> 32 & 0xFFFF_FFFF, self._lock & 0xFFFF_FFFF),
+        ).fetchone()
+        return found
+
     def _said(self, error: BaseException) -> str:
         text = " ".join(str(error).split())
         return text.replace(str(self._url.password), "***") if self._url.password else text
@@ -101,7 +111,7 @@ class View(Server):
 
     def __init__(self, url: str, identity: str) -> None:
         super().__init__(url, identity)
-        with self.minding_errors():
+        with self._minding_errors():
             self.storage = RDBStorage(
                 _URL,
                 engine_kwargs={"creator": self._looking, "poolclass": NullPool},
@@ -111,10 +121,10 @@ class View(Server):
 
     def holder(self) -> Holder | None:
         """Return which driver holds the study."""
-        with self.minding_errors(), self._looking() as connection:
-            said = holder_of(connection, self._lock)
-        found = said and re.fullmatch(r"tune (\S+) pid (\d+)(?: from \S+)? since (.+)", said)
-        return holder.named(found[1], int(found[2]), found[3]) if found else None
+        with self._minding_errors(), self._looking() as connection:
+            name, _, since = self._holder(connection) or ("", None, "")
+        found = re.fullmatch(r"tune (\S+) pid (\d+)", name)
+        return holder.named(found[1], int(found[2]), since) if found else None
 
     def _looking(self) -> Any:
         return self._connected("-c default_transaction_read_only=on")
@@ -126,7 +136,7 @@ class Database(Server):
     def __init__(self, url: str, identity: str) -> None:
         super().__init__(url, identity)
         self.connections, self._open = 0, False
-        with self.minding_errors():
+        with self._minding_errors():
             self._make_tables()
             self.storage = _Storage(self)
         self._open = True
@@ -167,14 +177,15 @@ class Database(Server):
         """Take the study's lock; it goes with the connection."""
         until = time.monotonic() + (PATIENCE_S if self._open else LEASE_S)
         while not connection.execute("select pg_try_advisory_lock(%s)", (self._lock,)).fetchone()[0]:
-            others = holder_of(connection, self._lock) or "just gone"
+            name, host, since = self._holder(connection) or ("just gone", None, "")
+            other = f"{name}{f' from {host}' if host else ''}{f' since {since}' if since else ''}"
             # Of our own, broken, the server may not have learned yet.
-            if time.monotonic() > until or (self._open and not others.startswith(self._me)):
+            if time.monotonic() > until or (self._open and not other.startswith(self._me)):
                 connection.close()
                 if self._open:
                     taken = "it took over while the connection was lost; nothing is lost"
-                    raise StoreError(f"{self.where}: another search holds this study ({others}); {taken}")
-                raise held(self.where, others)
+                    raise StoreError(f"{self.where}: another search holds this study ({other}); {taken}")
+                raise held(self.where, other)
             connection.rollback()
             time.sleep(PAUSE_S)
         connection.commit()
@@ -279,21 +290,6 @@ for _name in (
     "get_trial_id_from_study_id_trial_number",
 ):
     setattr(_Storage, _name, _patient(_name))
-
-
-def holder_of(connection: Any, lock: int) -> str | None:
-    """Return who has an advisory lock, in words; None: nobody."""
-    found = connection.execute(
-        "select a.application_name, host(a.client_addr), to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS TZ') "
-        "from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory' and l.granted "
-        "and l.database = (select oid from pg_database where datname = current_database()) "
-        "and l.objsubid = 1 and l.classid::bigint = %s and l.objid::bigint = %s",
-        (lock >> 32 & 0xFFFF_FFFF, lock & 0xFFFF_FFFF),
-    ).fetchone()
-    if found is None:
-        return None
-    name, host, since = found
-    return f"{name}{f' from {host}' if host else ''} since {since}"
 
 
 def identity(paths: StudyPaths) -> str:

@@ -99,7 +99,7 @@ def cluster(tmp_path: Path) -> Iterator[Growing]:
     }
     options = ("--num-cpus=0", "--include-dashboard=false", f"--autoscaling-config={tmp_path / 'cluster.yaml'}")
     with (
-        heads.started(port, tmp_path, *options, environment=environment) as address,
+        heads.started(port, tmp_path, *options, environment=heads.variables(**environment)) as address,
         (tmp_path / "watch.txt").open("w") as seen,
     ):
         watching = {**os.environ, "RAY_ADDRESS": address}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
@@ -31,8 +30,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Start a Ray of its own whose agent serves metrics; gives the ports and the address."""
     pytest.importorskip("prometheus_client", reason="needs ray[default]")
     exported = heads.free_port()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_metrics_report_interval_ms": "1000"}
-    environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+    environment = heads.variables(RAY_metrics_report_interval_ms="1000")
     options = ("--num-cpus=2", "--include-dashboard=false", f"--metrics-export-port={exported}")
     with heads.started(heads.free_port(), tmp_path, *options, environment=environment) as address:
         yield {"address": address, "metrics": f"http://127.0.0.1:{exported}/metrics", "env": environment}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import secrets
 import subprocess
@@ -74,8 +73,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("head")
     (folder / "token").write_text(secrets.token_hex(32))
     (folder / "token").chmod(0o600)
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    environment = heads.variables(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(folder / "token"))
+    environment.pop("RAY_ADDRESS", None)
     port, dashboard = heads.free_port(), heads.free_port()
     options = (
         "--num-cpus=2",
