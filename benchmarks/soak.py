@@ -29,6 +29,8 @@ from search.study import Study
 TINY = {"hours": 0.012, "every_s": 15.0, "trials": 60}
 MOST = 1_000_000
 """More trials than there is time for."""
+EPOCH_S = 0.3
+"""Of a trial, so that the driver has rest between them, as with real ones."""
 LOOK_S = 1.0
 SETTLED_S = 30.0
 """After its start a slot has imported what it needs, and a driver has read its study."""
@@ -59,7 +61,7 @@ def measure(hours: float = 2.0, every_s: float = 300.0, trials: int = 20_000, se
     """
     content = {
         **_searches.TOY,
-        "fixed": {"epochs": 1},
+        "fixed": {"epochs": 1, "epoch_s": EPOCH_S},
         "search": {"trials": MOST, "seed": seed, "sampler": "random"},
         "stopping": {"rule": "none"},
         "tracking": {"tensorboard": False},

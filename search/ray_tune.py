@@ -17,8 +17,11 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 from ray.air._internal import usage
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import RayActorError, RayTaskError
+from ray.tune import Callback
 from ray.tune.execution import class_cache
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 
 _ended_by: dict[str, Exception | None] = {}
 
@@ -41,9 +44,25 @@ def _remembering(trial: Trial, exc: Any = None) -> None:
     _handle_error(trial, exc)
 
 
+def _forgetting(controller: Any) -> None:
+    """Drop the trials that have ended: Ray Tune keeps them all, and looks through all of them at every step."""
+    _step_ended(controller)
+    trials, kept = controller._trials, {*controller._live_trials, *controller._trial_to_actor}
+    ended = {trial for trial in trials if trial.is_finished()} - kept
+    if ended:
+        trials[:] = [trial for trial in trials if trial not in ended]
+        for known in (controller._stopped_trials, controller._failed_trials, controller._trials_to_cache):
+            known.difference_update(ended)
+
+
 _task_failed, _handle_error = RayActorManager._actor_task_failed, Trial.handle_error
+_step_ended: Any = TuneController.on_step_end
 setattr(RayActorManager, _task_failed.__name__, _any_death)
 setattr(Trial, _handle_error.__name__, _remembering)
+setattr(TuneController, _step_ended.__name__, _forgetting)
+# It would print what our own listener shows, and keep every trial to know which it has printed.
+for _hook in ("on_trial_result", "on_trial_error", "on_trial_complete"):
+    setattr(TrialProgressCallback, _hook, getattr(Callback, _hook))
 # Every logger there is would be imported, MLflow and W&B too, to count those in use: seconds of each start.
 usage.tag_callbacks = lambda callbacks: False
 # These would be handed on as a runtime_env, which Ray writes to a log. Slots inherit them, or have their machine's own.

@@ -159,7 +159,7 @@ class Study:
 
     def tell(self, number: int, outcome: Outcome) -> None:
         """Record how a trial ended; a trial that has ended already stays as it is."""
-        frozen = self._frozen()[number]
+        frozen = self._one(number)
         if frozen.state.is_finished():
             return
         trial = self._trials.pop(number, None) or optuna.trial.Trial(self.optuna, frozen._trial_id)
@@ -195,7 +195,7 @@ class Study:
 
     def record(self, number: int) -> TrialRecord:
         """Return one trial that was not refused."""
-        record = self._record(self._frozen()[number])
+        record = self._record(self._one(number))
         assert record is not None
         return record
 
@@ -302,7 +302,7 @@ class Study:
         for trial in self._frozen():
             if trial.state == TrialState.RUNNING:
                 self._settle(trial)
-                trial = self._frozen()[trial.number]
+                trial = self._one(trial.number)
             if trial.state != TrialState.WAITING and "refused" not in trial.user_attrs:
                 self._counted += trial not in self._begun
             if _is_protected(trial.user_attrs):
@@ -388,6 +388,11 @@ class Study:
 
     def _frozen(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)
+
+    def _one(self, number: int) -> FrozenTrial:
+        """Return a trial without a list of all: there may be thousands, and every end asks for one."""
+        storage = self.optuna._storage
+        return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(self.optuna._study_id, number))
 
 
 def _is_protected(attributes: Mapping[str, Any]) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import io
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import durable
-from search import epochs, planning, promotion, samplers, service
+from search import epochs, executor, planning, promotion, samplers, service
 from search.errors import DiskError, StudyError
 from search.record import DEFAULTS, StudyPaths, TrialRecord
 from search.results import tracking
@@ -392,3 +394,28 @@ def test_an_error_of_our_own_breaks_off_the_search(toy: Load, search: Search, mo
     monkeypatch.setattr(Study, "tell", wrong)
     with pytest.raises(LookupError, match="a mistake in the driver"):
         search.run(toy(fixed={"epochs": 1}, search={"trials": 9}, resources={"slots": 1}))
+
+
+@pytest.mark.row("F15")
+def test_ray_tune_keeps_no_trial_that_has_ended(toy: Load, search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[weakref.ref[Any]] = []
+    kept: dict[int, int] = {}
+
+    def count(ticks: executor._Ticks, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        gc.collect()
+        started.append(weakref.ref(trial))
+        kept[len(started)] = sum(ref() is not None for ref in started)
+
+    monkeypatch.setattr(executor._Ticks, "on_trial_start", count)
+    fails = {"fail": {"choices": ["never", "error"]}}
+    spec = toy(
+        parameters={"lr": {"type": "float", "low": 1.0e-4, "high": 1.0, "log": True}, **fails},
+        fixed={"epochs": 2},
+        search={"sampler": "random", "trials": 16},
+        stopping={"rule": "none"},
+        resources={"slots": 2},
+    )
+    search.run(spec)
+    assert {record.state for record in search.records(spec)} == {"complete", "failed"}
+    # Those of both slots, and one more for each that has been asked already.
+    assert kept.keys() == set(range(1, 17)) and max(kept.values()) <= 4
