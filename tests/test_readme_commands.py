@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import processes
 from tests.test_readme import COMMANDS, README, ROOT
 from workloads._acdc import generator as hearts
 from workloads._acdc.generator import Synthetic as Hearts
@@ -86,6 +88,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "runs": str(folder / "runs"),
         "CHECKPOINT": str(folder / "runs/pairs-train/best"),
         "NAME": "",
+        "said": str(folder),
     }
 
 
@@ -97,8 +100,11 @@ def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str
     text += SHORTER[command].format(**places)
     # What `source .venv/bin/activate` does.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    if command.startswith("make"):
-        text += f" VENV={sys.prefix}"
+    words = shlex.split(text)
+    if words[0] == "python":
+        module, rest = (f"{words[2]}.__main__", words[3:]) if words[1] == "-m" else (Path(words[1]).stem, words[2:])
+        return processes.command(module, rest, Path(places["said"]), environment, timeout_s=110)
+    text += f" VENV={sys.prefix}"
     return subprocess.run(
         text, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False
     )

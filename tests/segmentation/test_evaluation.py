@@ -6,13 +6,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 
 from segmentation import bootstrap, losses, metrics
 from segmentation.evaluation import ImageScores, evaluation, gather, merge, score_batches, summary
 from segmentation.losses import Loss
 from segmentation.metrics import Convention
+from tests import processes
 
 torch.set_num_threads(1)
 NAMES = ("background", "interior", "boundary")
@@ -63,7 +63,7 @@ def rank(number, store, results):
 
 @pytest.mark.row("X9")
 def test_two_processes_score_the_same_as_one(tmp_path):
-    torch.multiprocessing.spawn(rank, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    processes.ranks(rank, str(tmp_path / "store"), str(tmp_path))
     whole = score(range(7))
     for number in range(2):
         saved = torch.load(tmp_path / f"{number}.pt", weights_only=True)

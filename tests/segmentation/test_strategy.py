@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 
 from segmentation import evaluation, loading, losses, ranks, strategy, training
@@ -21,6 +20,7 @@ from segmentation.networks.unet import UNet
 from segmentation.normalisation import Normaliser
 from segmentation.samples import Sample
 from segmentation.training import TrainingConfig
+from tests import processes
 
 CLASSES = 2
 ONE = TrainingConfig(epochs=2, batch_size=4, lr=1e-2, device="cpu", precision="fp32", optimizer="sgd")
@@ -100,7 +100,7 @@ def _rank(number: int, store: str, folder: str, count: int, poison: int) -> None
 
 def together(folder: Path, count: int, poison: int = -1) -> None:
     """Train in two processes; each writes what its epochs told."""
-    torch.multiprocessing.spawn(_rank, (str(folder / "store"), str(folder), count, poison), nprocs=2)
+    processes.ranks(_rank, str(folder / "store"), str(folder), count, poison)
 
 
 # 8 images: whole batches. 7: one of two and one. 5: the second rank has none left in the last batch.
@@ -226,7 +226,7 @@ def _short(number: int, store: str, folder: str) -> None:
 
 
 def test_where_one_rank_runs_out_of_memory_all_halve(tmp_path):
-    torch.multiprocessing.spawn(_short, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    processes.ranks(_short, str(tmp_path / "store"), str(tmp_path))
     for number in (0, 1):
         found = json.loads((tmp_path / f"{number}.json").read_text())
         assert {epoch["micro_batch"] for epoch in found["halved"]} == {1.0}, "what gave way is on record"

@@ -22,7 +22,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 
 from segmentation import checkpoints, evaluation, loading, losses, networks, ranks, strategy, training, zero
@@ -36,6 +35,7 @@ from segmentation.outputs import Outputs
 from segmentation.samples import Sample
 from segmentation.strategy import StrategyError
 from segmentation.training import TrainingConfig
+from tests import processes
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -127,7 +127,7 @@ def _rank(number: int, job: Callable[[Path], Any], folder: str) -> None:
 def together(folder: Path, job: Callable[[Path], Any]) -> list[Any]:
     """Return what a job returns in each of two processes."""
     folder.mkdir(exist_ok=True)
-    torch.multiprocessing.spawn(_rank, (job, str(folder)), nprocs=2)
+    processes.ranks(_rank, job, str(folder))
     return [json.loads((folder / f"{number}.json").read_text()) for number in (0, 1)]
 
 

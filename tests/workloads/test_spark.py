@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from PIL import Image
 from torch._dynamo.exc import TorchDynamoException
 
@@ -27,6 +26,7 @@ from segmentation.epoch import DataError
 from segmentation.networks import Network
 from segmentation.networks.cost import BACKBONES, macs, parameters
 from segmentation.prediction import FlipAverage
+from tests import processes
 from tests.conftest import ROOT
 from workloads import __main__ as command
 from workloads import pairs, spark
@@ -384,7 +384,7 @@ def test_two_ranks_train_as_one_across_the_frozen_epochs(tmp_path):
     cache_folder = str(tmp_path / "cache")
     config = _of_two(tmp_path / "alone", cache_folder, batch_size=4)
     alone = pull(config, tmp_path / "alone")
-    torch.multiprocessing.spawn(_rank, (str(tmp_path / "store"), str(tmp_path), cache_folder), nprocs=2)
+    processes.ranks(_rank, str(tmp_path / "store"), str(tmp_path), cache_folder)
     first, second = (json.loads((tmp_path / f"{number}.json").read_text()) for number in (0, 1))
     assert first == second
     assert [number for number, _ in first] == [number for number, _ in alone] == [2, 3]
