@@ -113,6 +113,7 @@ def test_a_killed_process_is_replaced_and_its_trial_goes_on(run: Run, tmp_path: 
     assert (workers(), placement_groups()) == ([], [])
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_alone_ends_its_trial_and_not_the_search(run: Run) -> None:
     """`short` is a lack of memory that half as many images in a pass may mend: the trial goes on."""
     _, records = run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
 import itertools
@@ -12,7 +13,7 @@ import sys
 import textwrap
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,35 +149,49 @@ VARIANTS = {
 }
 
 
-def _all_ways(folder: Path) -> dict[str, list[dict[str, float]]]:
+def _all_ways(variants: Collection[str], folder: Path) -> dict[str, list[dict[str, float]]]:
     found = {}
-    for variant, values in VARIANTS.items():
-        for name, config in WAYS.items():
-            changed = replace(config, **{"epochs": 1, **values})
-            found[f"{variant}-{name}"] = told(folder, changed, folder / f"{variant}-{name}")
+    for variant, (name, config) in itertools.product(variants, WAYS.items()):
+        changed = replace(config, **{"epochs": 1, **VARIANTS[variant]})
+        found[f"{variant}-{name}"] = told(folder, changed, folder / f"{variant}-{name}")
+    found["freed-ddp"] = [{"networks": alive()}]
+    return found
+
+
+def _partly_trained(folder: Path) -> dict[str, list[dict[str, float]]]:
+    found = {}
     for name in ("ddp", "fsdp", "zero1", "zero3"):
         found[f"frozen-{name}"] = told(folder, replace(WAYS[name], epochs=1), model=network(frozen=True))
     for name in ("ddp", "zero0", "zero2"):
         found[f"average-{name}"] = told(folder, replace(WAYS[name], epochs=1, ema_decay=0.9))
-    found["freed-ddp"] = [{"networks": alive()}]
     return found
 
 
 @needs_deepspeed
 @pytest.mark.row("K8")
 @pytest.mark.row("K43")
-def test_fsdp_and_every_stage_of_deepspeed_train_as_ddp_does_with_every_value(tmp_path):
-    first, second = together(tmp_path, _all_ways)
+@pytest.mark.parametrize("variants", [["plain"], pytest.param([*VARIANTS][1:], marks=pytest.mark.slow)], ids="_".join)
+def test_fsdp_and_every_stage_of_deepspeed_train_as_ddp_does_with_every_value(variants, tmp_path):
+    first, second = together(tmp_path, functools.partial(_all_ways, variants))
     assert first == second
     assert first.pop("freed-ddp") == [{"networks": 0}]
     for name, ours in first.items():
         variant, way = name.split("-")
         close(ours, first[f"{variant}-ddp"], 1e-3 if variant == "bf16" else 1e-4)
-        if way != "ddp" and variant in VARIANTS:
+        if way != "ddp":
             last = str(len(ours))
             _check_saved(
                 tmp_path / name / last, tmp_path / f"{variant}-ddp" / last, 1e-2 if variant == "bf16" else 1e-4
             )
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_with_a_part_frozen_and_with_averaged_weights_too(tmp_path):
+    first, second = together(tmp_path, _partly_trained)
+    assert first == second
+    for name, ours in first.items():
+        close(ours, first[f"{name.split('-')[0]}-ddp"], 1e-4)
 
 
 def _check_saved(ours: Path, other: Path, tolerance: float) -> None:
