@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,11 @@ from typing import Any
 
 import torch.multiprocessing
 
-IMPORTED = ("tune", "workloads.__main__", "segmentation.training", "segmentation.evaluation", "timm", "pyarrow")
+IMPORTED = (
+    *("tune", "search.executor", "workloads.__main__", "segmentation.training", "segmentation.evaluation"),
+    *("timm", "pyarrow", "plotly.graph_objects"),
+)
+"""What is not installed is passed over."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(IMPORTED))
@@ -25,30 +28,32 @@ def ranks(work: Callable[..., None], *arguments: Any, count: int = 2) -> None:
 
 
 def command(
-    module: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float
-) -> subprocess.CompletedProcess[str]:
-    """Run a module's `main` as its command line does; return what it said.
+    module: str, arguments: Sequence[str], out: Path, err: Path, environment: Mapping[str, str], timeout_s: float
+) -> int:
+    """Run a module's `main` as its command line does; return its exit code as `subprocess` does.
 
     Args:
         module: its name.
         arguments: of the command line.
-        folder: for what it says.
+        out: a file to which its results are added.
+        err: the same for all else; it may be the same file.
         environment: all its variables.
         timeout_s: longest time.
     """
-    out, err = folder / "out.txt", folder / "err.txt"
-    process = _context.Process(target=_main, args=(module, list(arguments), str(out), str(err), dict(environment)))
+    process = _context.Process(target=_main, args=(module, list(arguments), out, err, dict(environment)))
     process.start()
-    process.join(timeout_s)
-    if process.exitcode is None:
+    try:
+        process.join(timeout_s)
+        if process.exitcode is None:
+            raise TimeoutError(f"{module} {' '.join(arguments)}: {err.read_text()}")
+        return process.exitcode
+    finally:
         process.kill()
-        raise TimeoutError(f"{module} {' '.join(arguments)}: {err.read_text()}")
-    return subprocess.CompletedProcess(list(arguments), process.exitcode, out.read_text(), err.read_text())
 
 
-def _main(module: str, arguments: list[str], out: str, err: str, environment: dict[str, str]) -> None:
+def _main(module: str, arguments: list[str], out: Path, err: Path, environment: dict[str, str]) -> None:
     for number, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *arguments]

@@ -103,7 +103,11 @@ def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str
     words = shlex.split(text)
     if words[0] == "python":
         module, rest = (f"{words[2]}.__main__", words[3:]) if words[1] == "-m" else (Path(words[1]).stem, words[2:])
-        return processes.command(module, rest, Path(places["said"]), environment, timeout_s=110)
+        files = [Path(places["said"]) / name for name in ("out.txt", "err.txt")]
+        for file in files:
+            file.unlink(missing_ok=True)
+        code = processes.command(module, rest, *files, environment, timeout_s=110)
+        return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
     text += f" VENV={sys.prefix}"
     return subprocess.run(
         text, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False

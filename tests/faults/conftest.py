@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.drivers import Drivers
 from tests.faults.studies import FaultyStudy, MakeStudy
 from tests.faults.table import Table, Tell
 
@@ -23,12 +21,11 @@ def tell(request: pytest.FixtureRequest) -> Tell:
 
 
 @pytest.fixture(scope="session")
-def drivers(ray_cluster: None) -> Iterator[Drivers]:
-    """Return what starts `tune.py` again and again, quickly, in one Ray for all."""
+def ray_address(ray_cluster: None) -> str:
+    """Return where the tests' own Ray is."""
     import ray
 
-    with Drivers({"RAY_ADDRESS": ray.get_runtime_context().gcs_address}) as started:
-        yield started
+    return ray.get_runtime_context().gcs_address
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -52,6 +49,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture
-def make_study(tmp_path: Path, drivers: Drivers) -> MakeStudy:
+def make_study(tmp_path: Path, ray_address: str) -> MakeStudy:
     """Return a function that makes a study in a folder of the test."""
-    return lambda name="mine", **sections: FaultyStudy(tmp_path / name, drivers, **sections)
+    return lambda name="mine", **sections: FaultyStudy(tmp_path / name, ray_address, **sections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from search import spec_file
 from search.record import StudyPaths, TrialRecord
 from search.study import RESULT, Study
-from tests.faults.drivers import Drivers
+from tests import processes
 
 Finished = dict[int, tuple[str, dict[str, Any], tuple[float, ...] | None]]
 
@@ -22,12 +23,13 @@ class FaultyStudy:
     """One study in `folder/runs/study`, of few and short trials.
 
     The sampler draws by the trial's number alone, and nothing is stopped early: what the study finds does not depend
-    on when its trials run, so that one that was broken can be held against one that was not.
+    on when its trials run, so that one that was broken can be held against one that was not. All run in one Ray, at
+    the address `ray`.
     """
 
-    def __init__(self, folder: Path, drivers: Drivers, seed: int = 0, **sections: Any) -> None:
+    def __init__(self, folder: Path, ray: str, seed: int = 0, **sections: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.drivers = folder, drivers
+        self.folder, self.ray = folder, ray
         self.paths, self.space, self.log = StudyPaths(folder / "runs/study"), folder / "study.yaml", folder / "log.txt"
         content = {
             "workload": "tests.faults.faulty",
@@ -51,7 +53,9 @@ class FaultyStudy:
         """Run the search, to its end or until it crashes at the n-th time of a point; return the exit code."""
         if crash:
             (self.folder / "crash").write_text(crash)
-        return self.drivers.run(["--space", str(self.space), "--runs", str(self.folder / "runs")], self.log)
+        arguments = ["--space", str(self.space), "--runs", str(self.folder / "runs")]
+        environment = {**os.environ, "RAY_ADDRESS": self.ray}
+        return processes.command("tests.faults.driver", arguments, self.log, self.log, environment, timeout_s=200)
 
     def said(self) -> str:
         """Return the end of what all runs printed."""

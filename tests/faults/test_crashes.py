@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.drivers import Drivers
 from tests.faults.faulty import POINTS
 from tests.faults.studies import FaultyStudy, Finished, MakeStudy
 from tests.faults.table import Tell
@@ -26,9 +25,9 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, drivers: Drivers, seed: int) -> Finished:
+def unbroken(tmp_path_factory: pytest.TempPathFactory, ray_address: str, seed: int) -> Finished:
     """Return what a search finds that nothing happens to."""
-    study = FaultyStudy(tmp_path_factory.mktemp("unbroken"), drivers, seed)
+    study = FaultyStudy(tmp_path_factory.mktemp("unbroken"), ray_address, seed)
     assert study.run() == 0, study.said()
     assert sorted(study.finished()) == list(range(TRIALS))
     return study.finished()
