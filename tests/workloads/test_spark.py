@@ -943,6 +943,7 @@ def test_spacecraft_in_ordinary_folders_train_through_pairs(tree, tmp_path):
     assert found.metrics["mean_iou_no_bg"] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_shared_spacecraft_train_through_pairs(shared_data, tmp_path):
     config = _pairs_of(shared_data / "spark", epochs=1, **{"data.tile": 128, "data.cache": str(tmp_path)})
