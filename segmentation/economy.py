@@ -56,11 +56,11 @@ def _is_worth_it(module: nn.Module) -> bool:
     return sum(isinstance(layer, _ConvNd) for layer in module.modules()) >= 2
 
 
-def _recomputed(stage: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
+def _recomputed(stage: nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
     if not (stage.training and torch.is_grad_enabled()):
-        return forward(*inputs)
+        return forward(*inputs, **named)
     contexts = lambda: (contextlib.nullcontext(), _untracked(stage))  # noqa: E731
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **named)
 
 
 @contextlib.contextmanager

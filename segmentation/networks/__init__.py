@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import nn
 
-from segmentation.networks import attention_unet, timm_unet, tinyunet, unet, unet3plus, unetplusplus
+from segmentation.networks import attention_unet, smp, timm_unet, tinyunet, unet, unet3plus, unetplusplus
 from segmentation.networks.volume import Volumes
 
 VOLUMETRIC = ("unet", "attention_unet", "unetplusplus")
@@ -27,11 +27,20 @@ class Network:
     """Which network, and how large."""
 
     name: Literal[
-        "tinyunet", "unet", "attention_unet", "unetplusplus", "timm_unet", "unet3plus", "unet3plus_simplified"
+        "tinyunet",
+        "unet",
+        "attention_unet",
+        "unetplusplus",
+        "timm_unet",
+        "unet3plus",
+        "unet3plus_simplified",
+        "smp_unet",
+        "smp_unetplusplus",
     ] = "unet"
     """Family: tinyunet (two resolutions below the image), unet (any depth) and its kinds, attention_unet
     (gates on its skips) and unetplusplus (nodes on its skips), timm_unet (a timm encoder), unet3plus (a timm encoder,
-    and skips between all scales), unet3plus_simplified (a timm encoder, and decoder levels fused)."""
+    and skips between all scales), unet3plus_simplified (a timm encoder, and decoder levels fused), smp_unet and
+    smp_unetplusplus (those of segmentation-models-pytorch on a timm encoder)."""
     dims: Literal[2, 3] = 2
     """3: a network of volumes, for workloads that have some (unet and its kinds)."""
     base: int = 32
@@ -64,8 +73,11 @@ class Network:
     """Train the decoder alone; the encoder's weights and batch-norm statistics stay (timm_unet, unet3plus)."""
     cat_channels: int = 64
     """Channels that each scale gives a decoder level; those of the level are their sum (unet3plus)."""
+    attention: Literal["none", "scse"] = "none"
+    """Attention in the decoder: scse weighs channels and places (smp_unet, smp_unetplusplus)."""
     deep_supervision: bool = False
-    """In training, logits of every decoder level, scored with loss.aux_weight (unet3plus, unetplusplus)."""
+    """In training, logits of every decoder level, scored with loss.aux_weight (unet3plus, unetplusplus,
+    smp_unetplusplus)."""
     guided: bool = False
     """Learn which classes an image has, scored with loss.presence, and leave out the others (unet3plus)."""
 
@@ -93,6 +105,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "timm_unet": timm_unet.build,
     "unet3plus": unet3plus.build,
     "unet3plus_simplified": unet3plus.build_simplified,
+    "smp_unet": smp.build,
+    "smp_unetplusplus": smp.build_plusplus,
 }
 
 

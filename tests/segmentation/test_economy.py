@@ -20,6 +20,8 @@ NETWORKS = {
     "timm_unet": Network(name="timm_unet", decoder_widths=(8, 4, 4), encoder_levels=3),
     "unet3plus": Network(name="unet3plus", encoder="plain", widths=(4, 8), cat_channels=4),
     "unet3plus_simplified": Network(name="unet3plus_simplified", encoder="plain", widths=(4, 8), cat_channels=4),
+    "smp_unet": Network(name="smp_unet", decoder_widths=(8, 4, 4), encoder_levels=3),
+    "smp_unetplusplus": Network(name="smp_unetplusplus", decoder_widths=(8, 4, 4), encoder_levels=3),
 }
 
 

@@ -374,3 +374,50 @@ def test_weights_of_another_encoder_are_refused_rather_than_left_random(tmp_path
 def test_impossible_networks_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         Network(**values)
+
+
+@pytest.mark.row("S36")
+@pytest.mark.row("S38")
+@pytest.mark.parametrize(("encoder", "count"), [("resnet34", 24_436_369), ("resnet50", 32_521_105)])
+def test_the_librarys_unet_has_its_number_of_parameters(encoder, count):
+    """Those of smp.Unet with its own encoder of that name."""
+    model = build(Network(name="smp_unet", encoder=encoder), 3, 1).eval()
+    assert parameter_count(model) == count
+    for size in ((256, 1024), (250, 1000)):
+        with torch.inference_mode():
+            assert model(torch.zeros(1, 3, *size)).shape == (1, 1, *size)
+
+
+@pytest.mark.row("S37")
+@pytest.mark.parametrize(("encoder", "nodes", "sides"), [("resnet10t", 10, 3), ("convnext_atto", 10, 2)])
+def test_the_librarys_nested_unet_is_scored_at_its_finest_nodes(encoder, nodes, sides):
+    torch.manual_seed(0)
+    model = build(small("smp_unetplusplus", encoder=encoder, deep_supervision=True), 3, 2)
+    with_skips = [name for name in model.decoder.blocks if name != f"x_0_{model.decoder.depth}"]
+    assert len(with_skips) == nodes == model.decoder.depth * (model.decoder.depth + 1) // 2
+    image = torch.randn(2, 3, 60, 90)
+    outputs = model(image)
+    assert isinstance(outputs, Outputs) and len(outputs.auxiliary) == sides
+    assert all(logits.shape == outputs.logits.shape == (2, 2, 60, 90) for logits in outputs.auxiliary)
+    loss = build_loss(Loss(aux_weight=0.4), multilabel=False)(outputs, torch.zeros(2, 60, 90, dtype=torch.int64))
+    loss.backward()
+    assert all(head.weight.grad.abs().sum() > 0 for head in model.side_heads)
+    assert isinstance(model.eval()(image), torch.Tensor)
+
+
+def test_attention_of_the_library_is_built_and_learns():
+    plain, weighed = (build(small("smp_unet", attention=kind), 3, 2) for kind in ("none", "scse"))
+    assert parameter_count(weighed) > parameter_count(plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"norm": "group"}, "norm: got group; smp_unet has batch, instance, none"),
+        ({"decoder_widths": (8, 4)}, r"decoder_widths: got \[8, 4\]; expected 5 widths for this encoder"),
+        ({"encoder": "vit_tiny_patch16_224"}, "encoder: 'vit_tiny_patch16_224'"),
+    ],
+)
+def test_what_the_library_cannot_build_is_told(changes, text):
+    with pytest.raises(ValueError, match=text):
+        build(small("smp_unet", **changes), 3, 2)
