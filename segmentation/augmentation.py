@@ -1,9 +1,9 @@
 """Random changes of image and mask together; whatever changes colours alone leaves the mask as it is.
 
 Every sample has its own draw, taken from the generator that is passed in and from nowhere else. Quarter turns and
-flips move pixels without touching their values. Rotation, scale, shift, elastic deformation and distorted grid become
-one grid, so that a pixel is interpolated once: bilinear in the image, nearest in the mask, mirrored at the border so
-that no class is made up there.
+flips move pixels without touching their values. Rotation, scale, shift, elastic deformation, distorted grid and lens
+become one grid, so that a pixel is interpolated once: bilinear in the image, nearest in the mask, mirrored at the
+border so that no class is made up there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torchvision.transforms.v2 import functional as transforms
 from segmentation.networks.volume import to_volume
 
 Augmenter = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
+MOVES = ("rotate_degrees", "scale", "translate", "elastic", "grid_distortion", "optical_distortion")
+"""What becomes one grid."""
 GRID_STEPS = 5
 """Cells of the distorted grid along each axis."""
 BIAS_TERMS = tuple((row, column) for row in range(4) for column in range(4 - row) if row + column)
@@ -53,6 +55,11 @@ class Augmentation:
     """Largest change of the width of the rows and columns of a grid of 5 x 5 cells, 0.2 for 0.8 to 1.2 times."""
     grid_distortion_probability: float = 1.0
     """Probability of the distorted grid."""
+    optical_distortion: float = 0.0
+    """Largest coefficient of a lens's distortion: a pixel comes from r * (1 + k * r * r) away from the middle, r being
+    1 at the corners."""
+    optical_distortion_probability: float = 1.0
+    """Probability of the lens's distortion."""
     brightness: float = 0.0
     """Largest amount added to all normalised values, one draw an image."""
     brightness_factor: float = 0.0
@@ -90,6 +97,8 @@ class Augmentation:
         for name in (*shares, *(field.name for field in fields(self) if field.name.endswith("_probability"))):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected 0 to 1")
+        if 3 * self.optical_distortion >= 1:
+            raise ValueError(f"optical_distortion: got {self.optical_distortion}; expected less than 1/3, or it folds")
         if self.grid_distortion >= 1:
             raise ValueError(f"grid_distortion: got {self.grid_distortion}; expected less than 1, or cells vanish")
         for field in fields(self):
@@ -137,7 +146,7 @@ Step = Callable[[Augmentation, Tensor, Tensor, Generator], tuple[Tensor, Tensor]
 
 def _steps(config: Augmentation, black: Sequence[float]) -> list[tuple[Step, bool]]:
     """Return every step in order, and whether the configuration asks for it."""
-    moves = config.rotate_degrees or config.scale or config.translate or config.elastic or config.grid_distortion
+    moves = sum(getattr(config, name) for name in MOVES)
     colours: dict[str, Step] = {
         "gamma": _gamma,
         "bias_field": functools.partial(_bias_field, black),
@@ -227,7 +236,23 @@ def _grid(config: Augmentation, image: Tensor, generator: Generator) -> Tensor:
     grid = functional.affine_grid(theta, [count, 1, height, width], align_corners=False)
     if config.elastic:
         grid = grid + _elastic(config, image, generator)
-    return grid + _grid_distortion(config, image, generator) if config.grid_distortion else grid
+    if config.grid_distortion:
+        grid = grid + _grid_distortion(config, image, generator)
+    return _seen_through_a_lens(config, grid, generator) if config.optical_distortion else grid
+
+
+def _seen_through_a_lens(config: Augmentation, grid: Tensor, generator: Generator) -> Tensor:
+    """Return a grid (B, H, W, 2) drawn to the middle, or away from it, the more so the farther away.
+
+    Source: Brown 1966, Decentering distortion of lenses, its first radial term.
+    """
+    count, height, width = grid.shape[:3]
+    strength = config.optical_distortion * _uniform(count, generator)
+    strength = strength * _chosen(config.optical_distortion_probability, count, generator)
+    # Distances in pixels, or a long picture would be bent more along its short side.
+    sides = torch.tensor([width, height], dtype=grid.dtype, device=grid.device)
+    radius = (grid * sides).square().sum(-1, keepdim=True) / sides.square().sum()
+    return grid * (1 + strength.view(-1, 1, 1, 1).to(grid.device) * radius)
 
 
 def _elastic(config: Augmentation, image: Tensor, generator: Generator) -> Tensor:

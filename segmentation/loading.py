@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +44,7 @@ def batches(
     drop_last: bool = False,
     memory_mib: int = 512,
     place: tuple[int, int] = (0, 1),
+    weights: Sequence[float] = (),
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield image (B, C, H, W) float32, mask (B, H, W) or (B, K, H, W) int64, and sample numbers (B,) int64.
 
@@ -56,13 +59,16 @@ def batches(
     are the rank's own: every sample once, shares of the last batch uneven. A rank for which none is left gets one
     image to keep the others company, and no sample number.
 
+    With `weights`, one for each of the indices, an epoch is as many draws with replacement, each sample's chance in
+    proportion to its weight, instead of each sample once; shuffle is then implied.
+
     Raises:
         DataError: if samples differ in size or type and so cannot form a batch.
         TestSplitError: if a sample is sealed.
     """
     device = torch.device(device)
     workers = capped_workers(loader_workers)
-    order = _order(len(indices), shuffle, seed, epoch)
+    order = _drawn(weights, seed, epoch) if weights else _order(len(indices), shuffle, seed, epoch)
     rank, world = place
     whole = [order[start : start + batch_size * world] for start in range(0, len(order), batch_size * world)]
     if drop_last and whole and len(whole[-1]) < batch_size * world:
@@ -100,6 +106,17 @@ def capped_workers(requested: int) -> int:
 
 def _order(count: int, shuffle: bool, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, epoch)) if shuffle else torch.arange(count)
+
+
+def _drawn(weights: Sequence[float], seed: int, epoch: int) -> Tensor:
+    chances = torch.tensor(weights, dtype=torch.float64)
+    return torch.multinomial(chances, len(weights), replacement=True, generator=generator(seed, epoch))
+
+
+def balanced(kinds: Sequence[Any]) -> list[float]:
+    """Return weights for `batches` by which every kind is drawn as often as every other, however few it has."""
+    counts = Counter(kinds)
+    return [1 / counts[kind] for kind in kinds]
 
 
 def _bytes(samples: Samples, indices: Sequence[int]) -> int:

@@ -10,7 +10,14 @@ from segmentation.loading import generator
 from segmentation.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normaliser
 
 MOVES = {"horizontal_flip": 1.0, "vertical_flip": 1.0, "rotate90": 1.0}
-WARPS = {"rotate_degrees": 30.0, "scale": 0.3, "translate": 0.2, "elastic": 3.0, "grid_distortion": 0.4}
+WARPS = {
+    "rotate_degrees": 30.0,
+    "scale": 0.3,
+    "translate": 0.2,
+    "elastic": 3.0,
+    "grid_distortion": 0.4,
+    "optical_distortion": 0.3,
+}
 COLOURS = {
     "brightness": 0.3,
     "brightness_factor": 0.3,
@@ -167,6 +174,7 @@ def test_quarter_turns_of_oblongs_are_refused():
         ("colour_probability", 1.1),
         ("noise_probability", 1.1),
         ("grid_distortion", 1.0),
+        ("optical_distortion", 0.34),
         ("noise", -0.1),
         ("elastic_smoothness", 0.5),
     ],
@@ -202,7 +210,7 @@ def test_changes_of_colour_come_with_their_probability(name, amount):
     assert torch.equal(never, image)
 
 
-OWN = ("elastic", "grid_distortion", "gamma", "bias_field", "blur", "motion", "noise")
+OWN = ("elastic", "grid_distortion", "optical_distortion", "gamma", "bias_field", "blur", "motion", "noise")
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -222,6 +230,18 @@ def test_a_distorted_grid_keeps_the_edges_and_moves_its_lines_by_hand(monkeypatc
     from_left = (moved + 1) / 2
     expected = [0.075, 0.225, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.925, 0.975]
     torch.testing.assert_close(from_left, torch.tensor(expected))
+
+
+@pytest.mark.row("S26")
+def test_a_lens_moves_along_the_radius_by_its_square(monkeypatch):
+    """In pixels of a picture twice as wide as high: half way to a corner r * r is a quarter."""
+    monkeypatch.setattr(augmentation, "_uniform", lambda count, generator: torch.ones(count))
+    config = dataclasses.replace(NONE, optical_distortion=0.2)
+    grid = torch.zeros(1, 100, 200, 2)
+    grid[0, 0, :5] = torch.tensor([[1.0, 1.0], [0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    moved = augmentation._seen_through_a_lens(config, grid, generator(0))
+    expected = torch.tensor([[1.2, 1.2], [0.525, 0.525], [1.16, 0.0], [0.0, 1.04], [0.0, 0.0]])
+    torch.testing.assert_close(moved[0, 0, :5], expected)
 
 
 def test_a_bias_field_is_smooth_and_multiplies_the_stored_values():

@@ -62,6 +62,29 @@ def test_every_sample_comes_once_and_the_last_batch_is_kept(data, memory_mib):
     assert [len(index) for *_, index in run(data, range(1, 11), memory_mib=memory_mib, drop_last=True)] == [4, 4]
 
 
+@pytest.mark.row("S18")
+def test_balanced_weights_draw_the_rare_as_often_as_the_common(tmp_path):
+    data = stored(tmp_path / "many.arrow", count=1000, size=(2, 2))
+    kinds = [number % 10 == 0 for number in range(1000)]
+    weights = loading.balanced(kinds)
+    drawn = [
+        torch.cat([index for *_, index in run(data, range(1000), weights=weights, epoch=epoch)]) for epoch in (1, 2, 1)
+    ]
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
+    for numbers in drawn:
+        assert len(numbers) == 1000
+        assert np.mean([kinds[number] for number in numbers.tolist()]) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.row("S18")
+def test_processes_share_the_draws_of_weights(data):
+    weights = loading.balanced([number == 0 for number in range(11)])
+    shares = [run(data, weights=weights, batch_size=2, place=(rank, 2)) for rank in (0, 1)]
+    alone = run(data, weights=weights)
+    for first, second, (_, _, whole) in zip(*shares, alone, strict=True):
+        assert first[2].tolist() + second[2].tolist() == whole.tolist()
+
+
 def test_without_shuffling_the_order_is_the_given_one(data):
     assert torch.cat([index for *_, index in run(data, [5, 2, 9], shuffle=False)]).tolist() == [5, 2, 9]
 
