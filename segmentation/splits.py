@@ -89,12 +89,16 @@ def split(
     seed: int = 0,
     key: str = "group",
     test: Collection[str] = (),
+    strata: Sequence[str] = (),
 ) -> Splits:
     """Deal whole groups to train, validation and test; groups given as `test` are that split, and no others.
 
     The order of the groups is that of a hash of seed and group name: it does not depend on how they were listed,
     on the machine, or on the version of a generator of random numbers. With one sample a group the sizes are
     int(0.7 n), int(0.85 n) - int(0.7 n) and the rest.
+
+    With `strata`, one for each sample, groups of one stratum are dealt among themselves, so that each split has its
+    part of every one of them. A group is of the last, in order of name, of its samples' strata.
 
     Raises:
         DataError: for fewer than three groups, or a sample name that occurs twice.
@@ -108,7 +112,13 @@ def split(
     if len(sizes) < len(NAMES) or len(rest) < 2:
         raise DataError(f"{len(names)} samples in {len(sizes)} groups by {key}; three splits need at least 3 groups")
     shares = [round(part / (1 - fractions[2]), 9) for part in fractions[:2]] if given else fractions
-    owner = {**given, **_owners(rest, shares, seed)}
+    stratum: dict[str, str] = {}
+    for group, of_sample in zip(groups, strata or [""] * len(groups), strict=True):
+        stratum[group] = max(of_sample, stratum.get(group, of_sample))
+    owner = dict(given)
+    for kind in sorted(set(stratum.values())):
+        owner |= _owners({group: size for group, size in rest.items() if stratum[group] == kind}, shares, seed)
+    _fill(owner, rest, NAMES[: len(shares)])
     dealt = {name: tuple(i for i, group in enumerate(groups) if owner[group] == name) for name in NAMES}
     splits = Splits(**dealt, seed=seed, key=key, names=tuple(names), groups=tuple(groups))
     check(splits)
@@ -178,16 +188,16 @@ def _owners(sizes: Mapping[str, int], fractions: Sequence[float], seed: int) -> 
         middle = before + sizes[group] / 2
         owner[group] = names[next(position for position, bound in enumerate([*bounds, total]) if middle < bound)]
         before += sizes[group]
-    for name in names:
-        if name not in owner.values():
-            owner[_spare(owner, sizes)] = name
     return owner
 
 
-def _spare(owner: Mapping[str, str], sizes: Mapping[str, int]) -> str:
-    """Return the smallest group of the split that has most groups, for a split that got none."""
-    richest = Counter(owner.values()).most_common(1)[0][0]
-    return min((group for group in owner if owner[group] == richest), key=lambda group: (sizes[group], group))
+def _fill(owner: dict[str, str], sizes: Mapping[str, int], names: Sequence[str]) -> None:
+    """Give each split that got none the smallest group of the split that has most groups."""
+    for name in names:
+        if name not in owner.values():
+            richest = Counter(owner[group] for group in sizes).most_common(1)[0][0]
+            spare = min((group for group in sizes if owner[group] == richest), key=lambda group: (sizes[group], group))
+            owner[spare] = name
 
 
 def _refuse_shared(what: str, labels: Sequence[str], first: Sequence[int], second: Sequence[int], where: str) -> None:
