@@ -45,7 +45,7 @@ class Letterbox:
         return (self.canvas[0] - self.content[0]) // 2, (self.canvas[1] - self.content[1]) // 2
 
     def image(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Return (C, *canvas) of a picture (C, *size), bilinear with its neighbourhood where it shrinks, around it 0."""
+        """Return (C, *canvas) of a picture (C, *size), 0 around it; where it shrinks, all its pixels count."""
         return self._laid(np.stack([_resized(plane, self.content) for plane in self._of_size(picture)]))
 
     def mask(self, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
