@@ -31,8 +31,11 @@ GRID = (32, 200)
 STEP = 1.0
 """Grey values by which a cell must differ from its neighbour to count: less is noise of the compression."""
 ALIKE = 0.5
-"""How much two hashes must agree, from -1 to 1, to be one picture: one compressed anew at JPEG quality 50, made brighter or
-half as large does, one moved by four pixels does not."""
+"""How much two hashes must agree, from -1 to 1, to be one picture.
+
+A picture that was compressed anew at JPEG quality 50, made brighter or half as large still agrees with itself by more,
+one that was moved by four pixels by less, and different strips of the same steel by 0.1 at the most.
+"""
 LEAST_CELLS = 64
 """A picture in which fewer cells differ from their neighbours is too plain to be told by its look."""
 BLOCK = 512
