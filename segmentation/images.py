@@ -51,6 +51,21 @@ def read_image(path: Path) -> Array:
     return array
 
 
+def read_rgb(path: Path) -> Array:
+    """Return (H, W, 3) uint8, greys repeated and alpha left out.
+
+    Raises:
+        DataError: naming the file, if it cannot be read or holds more than 8 bits a colour.
+    """
+    array = read_image(path)
+    if array.dtype != np.uint8:
+        raise DataError(f"{path}: holds {array.dtype}; expected 8 bits a colour, as JPEG has")
+    if array.ndim == 2:
+        array = array[..., None]
+    colours = array[..., :1].repeat(3, axis=2) if array.shape[2] < 3 else array[..., :3]
+    return np.ascontiguousarray(colours)
+
+
 def read_mask(path: Path) -> Array:
     """Return (H, W) whole numbers as stored; a palette's indices, not its colours.
 

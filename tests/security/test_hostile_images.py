@@ -18,7 +18,7 @@ from PIL import Image
 
 from segmentation import images, limits, nifti
 from segmentation.epoch import DataError
-from segmentation.images import read_image, read_mask
+from segmentation.images import read_image, read_mask, read_rgb
 from tests.security.conftest import Within
 from workloads._acdc import reader as acdc
 from workloads._pairs import dataset as pairs
@@ -172,7 +172,7 @@ CASES: dict[str, tuple[str, Read, Callable[[], bytes]]] = {
     "PNG bomb": ("a.png", read_image, lambda: png(16_000, 16_000, data=swollen(256_016_000))),
     "PNG bomb, mask": ("a.png", classes, lambda: png(16_000, 16_000, data=swollen(256_016_000))),
     "PNG bomb of a bit a pixel": ("a.png", read_image, lambda: png(13_000, 13_000, bits=1)),
-    "PNG bomb of colours": ("a.png", spark.read_picture, lambda: png(8000, 8000, colour=2)),
+    "PNG bomb of colours": ("a.png", read_rgb, lambda: png(8000, 8000, colour=2)),
     "PNG bomb of deep colours": ("a.png", telescope.read_grey, lambda: png(5000, 5000, bits=16, colour=2)),
     "PNG bomb of a palette": ("a.png", telescope.read_colours, lambda: png(13_000, 13_000, bits=8, colour=3)),
     "PNG larger than anything": ("a.png", read_image, lambda: png(2**31 - 1, 2**31 - 1)),
@@ -213,7 +213,7 @@ CASES: dict[str, tuple[str, Read, Callable[[], bytes]]] = {
     "labels that are NaN": ("a.tif", classes, lambda: picture(NAN, "TIFF")),
     "colours for labels": ("a.png", classes, lambda: picture(COLOURS)),
     "mask of another size": ("a.png", pair_with, lambda: picture(np.zeros((8, 9), np.uint8))),
-    "16 bits where 8 are meant": ("a.png", spark.read_picture, lambda: picture(GREY.astype(np.uint16) * 600)),
+    "16 bits where 8 are meant": ("a.png", read_rgb, lambda: picture(GREY.astype(np.uint16) * 600)),
     "colours of no class": ("a.png", spark.read_mask, lambda: picture(np.full((8, 8, 3), (200, 200, 0), np.uint8))),
     "colours that are not known": ("a.png", telescope.read_colours, lambda: picture(COLOURS)),
     "colours for greys": ("a.png", telescope.read_grey, lambda: picture(COLOURS)),

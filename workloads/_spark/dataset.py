@@ -18,7 +18,7 @@ import numpy as np
 
 from segmentation import cache, splits
 from segmentation.epoch import DataError
-from segmentation.images import image_size
+from segmentation.images import image_size, read_rgb
 from segmentation.samples import Sample, Samples, size_text
 from segmentation.splits import Splits
 from workloads._spark import generator, reader
@@ -177,7 +177,7 @@ def sample(data: Data, source: Source) -> Sample:
     Raises:
         DataError: naming the file that cannot be used, or both where their sizes differ.
     """
-    picture = reader.read_picture(source.image)
+    picture = read_rgb(source.image)
     mask = reader.read_mask(source.mask, data.target_size, order=data.mask_resize, max_stray=data.max_stray)
     _refuse_other_size(source, picture)
     square = reader.resize(picture, data.target_size, smooth=True)

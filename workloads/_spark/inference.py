@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segmentation import metrics, training
+from segmentation.images import read_rgb
 from segmentation.loading import Normaliser, capped_workers
 from segmentation.training import Batch
 from workloads._spark import reader, submission
@@ -87,6 +88,6 @@ def predict(
 
 def _read(path: Path, size: int) -> tuple[Pixels, tuple[int, int]]:
     """Return a picture as a square (3, size, size), and its own height and width."""
-    picture = reader.read_picture(path)
+    picture = read_rgb(path)
     square = reader.resize(picture, size, smooth=True)
     return np.ascontiguousarray(square.transpose(2, 0, 1)), (picture.shape[0], picture.shape[1])

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 import durable
 from segmentation.epoch import DataError
-from segmentation.images import read_image
+from segmentation.images import read_image, read_rgb
 from workloads._spark.classes import COLOURS, FAR, nearest_class
 
 Array = npt.NDArray[Any]
@@ -79,21 +79,6 @@ def test_images(source: Path) -> list[Path]:
 
 # pytest would take it for a test, wherever it is imported.
 test_images.__test__ = False  # type: ignore[attr-defined]
-
-
-def read_picture(path: Path) -> npt.NDArray[np.uint8]:
-    """Return (H, W, 3), greys repeated and alpha left out.
-
-    Raises:
-        DataError: naming the file, if it cannot be read or holds more than 8 bits a colour.
-    """
-    array = read_image(path)
-    if array.dtype != np.uint8:
-        raise DataError(f"{path}: holds {array.dtype}; expected 8 bits a colour, as JPEG has")
-    if array.ndim == 2:
-        array = array[..., None]
-    colours = array[..., :1].repeat(3, axis=2) if array.shape[2] < 3 else array[..., :3]
-    return np.ascontiguousarray(colours)
 
 
 def read_mask(
@@ -188,7 +173,7 @@ def _read_colours(path: Path) -> npt.NDArray[np.uint8]:
         raise DataError(
             f"{path}: is grey, up to {array.max()}; expected the colours {', '.join(map(str, COLOURS))}; {hint}"
         )
-    return read_picture(path)
+    return read_rgb(path)
 
 
 def _listed(values: Sequence[str]) -> str:

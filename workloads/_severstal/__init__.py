@@ -1,0 +1,1 @@
+"""The parts of the severstal workload: codings of masks, reader, duplicates and synthetic strips."""
