@@ -39,9 +39,10 @@ def count(bins: Array, mask: Tensor, index: Tensor, size: int, *, ignore_index: 
 
     Args:
         bins: (N, K, H, W), the bin of each pixel, less than `size`.
-        mask: (N, K, H, W), zeros and ones; ignored pixels count for nothing.
+        mask: (N, K, H, W), zeros and ones.
         index: (N,), sample numbers.
         size: how many bins there are.
+        ignore_index: pixels of this value in the mask count for nothing.
     """
     target = mask.detach().cpu().numpy()
     images, channels = bins.shape[:2]
@@ -111,5 +112,7 @@ def probabilities(scores: Tensor, index: Tensor) -> npt.NDArray[np.float32]:
     """
     values = finite(scores, index, "probability")
     if values.size and not 0 <= values.min() <= values.max() <= 1:
-        raise ValueError(f"probability: got {values.min():g} to {values.max():g}; expected 0 to 1: logits need a sigmoid")
+        raise ValueError(
+            f"probability: got {values.min():g} to {values.max():g}; expected 0 to 1: logits need a sigmoid"
+        )
     return values

@@ -1,9 +1,9 @@
 """Thresholds learnt on validation and frozen, and scores of binary channels at any cut, from histograms of scores.
 
-A pixel is called where its probability is more than the cut, as everywhere here; one that equals the cut is not. Cuts are
-the multiples of 1/400, among them 0.05, 0.1 ... 0.95, which leaves a learnt threshold at most 0.00125 off. Towards 0 and 1,
-where scores crowd, there are eight more to each doubling of p or 1 - p from 0.03 down, up to the last float32 below 1.
-Each pixel is binned as a comparison of float32 would call it, so that counts at a cut are exact.
+A pixel is called where its probability is more than the cut, as everywhere here; one that equals the cut is not. Cuts
+are the multiples of 1/400, among them 0.05, 0.1 ... 0.95, which leaves a learnt threshold at most 0.00125 off. Towards
+0 and 1, where scores crowd, there are eight more to each doubling of p or 1 - p below 0.03, up to the last float32 below
+1. Each pixel is binned as a comparison of float32 would call it, so that counts at a cut are exact.
 
 An image in which a channel is neither there nor predicted scores what `empty` says: see `metrics.Convention`.
 """
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from segmentation import histograms, metrics
+from segmentation.epoch import NonFiniteError
 from segmentation.evaluation import defined
 from segmentation.histograms import NEGATIVE, POSITIVE, Histograms
 from segmentation.metrics import Convention, Counts, Scores
@@ -91,8 +92,9 @@ def histogram(probability: Tensor, mask: Tensor, index: Tensor, *, ignore_index:
 
     Args:
         probability: (N, K, H, W), of channels that may overlap.
-        mask: (N, K, H, W), zeros and ones; ignored pixels count for nothing.
+        mask: (N, K, H, W), zeros and ones.
         index: (N,), sample numbers.
+        ignore_index: pixels of this value in the mask count for nothing.
     Raises:
         NonFiniteError: where a probability is NaN.
         ValueError: where one lies outside 0 to 1.
@@ -126,7 +128,7 @@ def counts_at(found: Histograms, cut: float | Sequence[float]) -> Counts:
 def pooled_f1(found: Histograms) -> Scores:
     """Return the F1 of all images' pixels together at each cut, (K, C); nan where nothing is there nor called."""
     pixels = _checked(found).sum(0, dtype=np.int64)[None]
-    return metrics.dice(_swept(pixels))[0].T
+    return np.asarray(metrics.dice(_swept(pixels))[0].T)
 
 
 def mean_dice(found: Histograms, empty: Empty = "nan") -> Scores:
@@ -180,8 +182,9 @@ def learn(found: Histograms, names: Sequence[str], *, empty: Empty = "nan") -> T
 def auprc(found: Histograms) -> Scores:
     """Return the average precision over all images' pixels of each channel, (K,); nan without a positive pixel.
 
-    Within a bin, positive and negative pixels are taken to be spread alike; in the first and last, which scores of 0 and
-    1 fill, to be tied. Scores of a few values only want `average_precision`.
+    Within a bin, positive and negative pixels are taken to be spread alike; in the first and last, which scores of 0
+    and 1 fill, to be tied. Where there are few distinct scores, rounded to 8 bits or bfloat16, the result is some
+    thousandths off: take the sigmoid in float32, or `average_precision`.
     """
     pixels = _checked(found).sum(0, dtype=np.int64)[..., ::-1].astype(np.float64)  # (K, 2, B), from the highest score
     positive, both = pixels[:, POSITIVE], pixels.sum(1)
@@ -205,7 +208,7 @@ def average_precision(probability: npt.ArrayLike, target: npt.ArrayLike) -> floa
     """
     scores, truth = np.asarray(probability).ravel(), np.asarray(target).ravel() == 1
     if np.isnan(scores).any():
-        raise histograms.NonFiniteError(f"probability: {np.isnan(scores).sum()} of {scores.size} are NaN")
+        raise NonFiniteError(f"probability: {np.isnan(scores).sum()} of {scores.size} are NaN")
     if not truth.any():
         return float("nan")
     order = np.argsort(-scores, kind="stable")
@@ -243,7 +246,7 @@ def scores(counts: Counts, empty: Empty = "nan") -> dict[str, Scores]:
 
 
 def iou_at_cuts(found: Histograms, empty: Empty = "nan") -> dict[str, Scores]:
-    """Return iou_50, iou_75 and iou_90: the mean over images of the IoU where probabilities are cut there, (K,) each."""
+    """Return iou_50, iou_75 and iou_90, (K,) each: the mean over images of the IoU with probabilities cut there."""
     image = Convention(pooling="image", empty=empty)
     return {f"iou_{round(100 * cut)}": metrics.per_class("iou", counts_at(found, cut), image) for cut in IOU_CUTS}
 
@@ -277,7 +280,7 @@ def report(found: Histograms, thresholds: Thresholds, channels: Sequence[str]) -
 
 
 def _bins(values: npt.NDArray[np.float32]) -> Array:
-    """Return how many cuts each probability is more than; what np.searchsorted(EDGES, values) says, in a tenth of the time."""
+    """Return how many cuts each probability is more than: np.searchsorted(EDGES, values), several times as fast."""
     first, edge = _table()
     # Exact, and as fine near 1 as near 0: p where it is at most one half, else p - 1, which is -0.0 for 1.
     folded = np.where(values > 0.5, -(1 - values), values + np.float32(0))
@@ -325,7 +328,7 @@ def _swept(pixels: Array) -> Counts:
 
 
 def _counts(called: Array, pixels: Array) -> Counts:
-    """Return counts (..., 4) of how many negative and positive pixels are called and how many there are, (..., 2) each."""
+    """Return counts (..., 4) of negative and positive pixels, (..., 2): those called and all there are."""
     missed = pixels - called
     return np.stack(
         [called[..., POSITIVE], called[..., NEGATIVE], missed[..., POSITIVE], missed[..., NEGATIVE]], axis=-1
