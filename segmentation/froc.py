@@ -88,7 +88,7 @@ def detect(
     values, truth = histograms.probabilities(probability, index), mask.detach().cpu().numpy()
     if values.shape != truth.shape or values.ndim != 3 or len(index) != len(values):
         raise ValueError(
-            f"got probabilities {values.shape}, masks {truth.shape}, {len(index)} numbers; expected (N, H, W)"
+            f"got probabilities {values.shape}, masks {truth.shape}, {len(index)} numbers; expected (N, H, W), one channel"
         )
     rule, numbers = rule or Rule(), index.cpu().numpy().astype(np.int64)
     images = [_image(*pair, rule, ignore_index) for pair in zip(values, truth, strict=True)]

@@ -49,7 +49,8 @@ def count(bins: Array, mask: Tensor, index: Tensor, size: int, *, ignore_index: 
     if target.shape != bins.shape or len(index) != images:
         raise ValueError(f"got scores {bins.shape}, mask {target.shape} and {len(index)} numbers; they must agree")
     row = np.arange(images * channels, dtype=np.int64).reshape(images, channels, 1, 1) * (2 * size)
-    cell = bins + row + np.where(target == 1, size, 0)
+    cell = bins + row
+    cell[target == 1] += size
     known = target != ignore_index
     if not known.all():
         cell, target = cell[known], target[known]

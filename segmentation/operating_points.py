@@ -2,7 +2,7 @@
 
 A pixel is called where its probability is more than the cut, as everywhere here; one that equals the cut is not. Cuts
 are the multiples of 1/400, among them 0.05, 0.1 ... 0.95, which leaves a learnt threshold at most 0.00125 off. Towards
-0 and 1, where scores crowd, there are eight more to each doubling of p or 1 - p below 0.03, up to the last float32 below
+0 and 1, where scores crowd, there are 16 more to each doubling of p or 1 - p below 0.06, to the last float32 below
 1. Each pixel is binned as a comparison of float32 would call it, so that counts at a cut are exact.
 
 An image in which a channel is neither there nor predicted scores what `empty` says: see `metrics.Convention`.
@@ -34,7 +34,7 @@ IOU_SHARES = (0.5, 0.75, 0.9, 0.95)
 FAMILIES = ("precision", "recall", "f1", "iou", "dice")
 
 STEPS = 400
-TAIL, PER_OCTAVE = 0.03, 8
+TAIL, PER_OCTAVE = 0.06, 16
 # Cuts of a tail that nearly are multiples of 1/400 are left out.
 CLOSE = 0.005
 # A bin of 2^13 neighbouring float32 is narrower than the distance of two cuts, see `_table`.
@@ -152,9 +152,10 @@ def best_cut(scores: Scores) -> float:
     best = np.nan_to_num(scores, nan=-1.0) >= np.nanmax(scores) - 1e-12
     starts = np.flatnonzero(best & ~np.append(False, best[:-1]))
     ends = np.flatnonzero(best & ~np.append(best[1:], False))
-    widest = int((CUTS[ends] - CUTS[starts]).argmax())
-    row = CUTS[starts[widest] : ends[widest] + 1]
-    return float(row[np.abs(row - (row[0] + row[-1]) / 2).argmin()])
+    widest = int((np.append(CUTS, 1.0)[ends + 1] - CUTS[starts]).argmax())
+    first, last = starts[widest], ends[widest]
+    middle = (CUTS[first] + np.append(CUTS, 1.0)[last + 1]) / 2  # all up to the next cut call the same pixels
+    return float(CUTS[first + np.abs(CUTS[first : last + 1] - middle).argmin()])
 
 
 def learn(found: Histograms, names: Sequence[str], *, empty: Empty = "nan") -> Thresholds:
