@@ -39,6 +39,7 @@ KEYS = {
     "soak": {"finished", "lost", "run_again", "driver_growth", "slot_growth"},
     "latency": {"latency_ratio", "macs_ratio"},
     "int8": {"size_ratio", "dice_loss"},
+    "evaluation": {"threshold_error", "auprc_error", "memory_growth_mib"},
 }
 NAMES = benchmarks.names()
 
