@@ -26,18 +26,19 @@ from workloads._severstal.reader import Source
 Hash = npt.NDArray[np.int8]
 """(CELLS,) of -1, 0 and 1"""
 
-GRID = (32, 200)
-"""Rows and columns of cells: 8x8 pixels each, on Severstal's strips."""
+GRID = (16, 100)
+"""Rows and columns of cells: 16x16 pixels each, on Severstal's strips."""
 STEP = 1.0
 """Grey values by which a cell must differ from its neighbour to count: less is noise of the compression."""
 ALIKE = 0.5
 """How much two hashes must agree, from -1 to 1, to be one picture.
 
-A picture that was compressed anew at JPEG quality 50, made brighter or half as large still agrees with itself by more,
-one that was moved by four pixels by less, and different strips of the same steel by 0.1 at the most.
+A strip that was compressed anew at JPEG quality 50, made brighter or half as large agrees with itself by 0.9, one of
+64 rows still by 0.5, but not one that was moved by a cell; different strips of the same steel agree by 0.1.
 """
-LEAST_CELLS = 64
-"""A picture in which fewer cells differ from their neighbours is too plain to be told by its look."""
+LEAST_CELLS = 200
+"""A picture in which fewer cells differ from their neighbours is too plain to be told by its look: two in a hundred
+million pairs would agree by chance."""
 BLOCK = 512
 
 
