@@ -48,11 +48,18 @@ def check_class_weights(weights: Sequence[float], classes: int) -> None:
 
 
 def training_batches(
-    config: Any, samples: Samples, made: Splits, normaliser: Normaliser, *, slices: int = 0
+    config: Any,
+    samples: Samples,
+    made: Splits,
+    normaliser: Normaliser,
+    *,
+    slices: int = 0,
+    weights: Sequence[float] = (),
 ) -> Callable[[int], Iterator[Batch]]:
     """Return the batches of an epoch by its number; `config` is a TrainingConfig with augmentation, loader_workers.
 
     slices: of each sample, where samples are volumes.
+    weights: of each training sample, by which it is drawn; empty: each comes once.
     """
     augment = augmentation.build(config.augmentation, normaliser.black, slices)
 
@@ -69,6 +76,7 @@ def training_batches(
             loader_workers=config.loader_workers,
             device=training.resolve_device(config.device),
             place=ranks.place(),
+            weights=weights,
         )
 
     return of_epoch

@@ -53,7 +53,7 @@ class Data:
     image_size: tuple[int, int] = (1024, 256)
     """Width and height, in pixels, of the canvas that strips are fitted into without being stretched."""
     folders: bool = True
-    """Whether train_split/, val_split/ and test_split/ are the splits, where they are there; else all are dealt anew."""
+    """Whether train_split/, val_split/ and test_split/ are the splits where they are there; else all are dealt."""
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     """Parts for training, validation and test, clean and defective strips alike."""
     test_images: int = 0
@@ -246,7 +246,7 @@ def _held_out(data: Data, samples: Samples, strata: Sequence[str]) -> set[str]:
         if left:
             there = sum(sizes[group] for group in kinds if kinds[group] == kind)
             raise DataError(
-                f"data.test_images={data.test_images}: {there} {kind} strips, and {data.test_images // 2} of them are to "
+                f"data.test_images={data.test_images}: {there} {kind} strips, and {data.test_images // 2} are to "
                 "be held out; lower it, or set it to 0 to hold out by data.fractions"
             )
     return chosen
