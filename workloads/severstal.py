@@ -301,7 +301,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     )
     curves = _model.save_curves(out_dir / "curves.png", checkpoint, "val_dice_opt")
     return dataclasses.replace(
-        scored, metrics={**scored.metrics, **_side(found, thresholds)}, figures=(*pictures.names, *curves)
+        scored, metrics={**scored.metrics, **_side(config, found, thresholds)}, figures=(*pictures.names, *curves)
     )
 
 
@@ -441,11 +441,10 @@ def _batches(
     )
 
 
-def _side(found: scoring.Found, thresholds: Thresholds) -> dict[str, float | None]:
-    """Return the scores that stand beside those at the frozen threshold, means over the channels."""
-    told = scoring.epoch_scores(found, thresholds, budget=1.0)
-    names = ("val_dice_fixed", "val_iou_fixed", "val_dice_all_empty", "val_f1_opt", "auprc")
-    return {name.removeprefix("val_"): told.get(name) for name in names}
+def _side(config: Config, found: scoring.Found, thresholds: Thresholds) -> dict[str, float | None]:
+    """Return the scores of an epoch by the same names: at the frozen thresholds, at 0.5, of calling nothing."""
+    told = scoring.epoch_scores(found, thresholds, config.false_positives)
+    return {name.removeprefix("val_"): told.get(name) for name in metrics(config) if name in told}
 
 
 def _shown(indices: Sequence[int], count: int) -> list[int]:
