@@ -363,6 +363,17 @@ def test_clean_plates_of_one_steel_are_no_duplicates(tmp_path):
 
 
 @pytest.mark.row("S48")
+def test_plain_pictures_with_the_same_mark_in_a_corner_are_no_duplicates(tmp_path):
+    plain = [np.full((256, 1600), grey) for grey in (90, 120)]
+    for one in plain:
+        one[4:40, 4:200] = 255
+    first, second = (_saved(one, tmp_path / f"{place}.png") for place, one in enumerate(plain))
+    hashes = [duplicates.difference_hash(path) for path in (first, second)]
+    assert hashes[0].any() and np.array_equal(*hashes)
+    assert duplicates.group(_sources(first, second)).same_look == 0
+
+
+@pytest.mark.row("S48")
 def test_pictures_without_any_feature_are_duplicates_by_their_bytes_alone(tmp_path):
     flat = [_saved(np.full((64, 256), grey), tmp_path / f"{place}.png") for place, grey in enumerate((90, 120, 90))]
     groups = duplicates.group(_sources(*flat))

@@ -155,15 +155,15 @@ def strip(config: Synthetic, number: int) -> Strip:
 def _steel(rng: np.random.Generator, height: int, width: int, *, gap: bool) -> tuple[Plane, Plane]:
     """Return clean steel in grey values, and where it is: 1 on the plate, 0 in the gap beside it."""
     scale = height / 256
-    streaks = _smooth(rng, height, width, 0.8 * scale, 60 * scale) * rng.uniform(4, 9)
-    grain = _smooth(rng, height, width, 1.2 * scale, 1.5 * scale) * rng.uniform(3, 6)
-    clouds = _smooth(rng, height, width, 25 * scale, 60 * scale) * rng.uniform(4, 10)
+    streaks = _smooth(rng, (height, width), 0.8 * scale, 60 * scale) * rng.uniform(4, 9)
+    grain = _smooth(rng, (height, width), 1.2 * scale, 1.5 * scale) * rng.uniform(3, 6)
+    clouds = _smooth(rng, (height, width), 25 * scale, 60 * scale) * rng.uniform(4, 10)
     rows, columns = np.mgrid[:height, :width]
     glow = rng.uniform(0, 25) * np.cos(np.pi * (rows / height - rng.uniform(0.3, 0.7)))
     slope = rng.uniform(-20, 20) * (columns / width - 0.5)
     plate = np.ones((height, width))
     if gap:
-        edge = width * rng.uniform(0.05, 0.3) + _smooth(rng, height, 1, 12 * scale, 1) * 6 * scale
+        edge = width * rng.uniform(0.05, 0.3) + _smooth(rng, (height, 1), 12 * scale, 1) * 6 * scale
         beside = columns < edge if rng.uniform() < 0.5 else columns >= width - edge
         plate[beside] = 0.05
     return rng.uniform(85, 135) + glow + slope + clouds + streaks + grain, plate
@@ -184,7 +184,7 @@ def _crack(rng: np.random.Generator, height: int) -> Drawn:
     """Return a thin wavering line across the strip, dark beside a bright rim."""
     rows, columns = _window(height, 0.3, 0.15)
     length, thick = height * rng.uniform(0.2, 0.45), max(1.0, height * rng.uniform(0.008, 0.016))
-    waver = _smooth(rng, len(rows), 1, 0.05 * height, 1) * 0.02 * height
+    waver = _smooth(rng, (len(rows), 1), 0.05 * height, 1) * 0.02 * height
     right = columns - waver - rows * rng.uniform(-0.2, 0.2)
     beyond = np.maximum(np.abs(rows) - length / 2, 0)
     shape, rim = (_bump(np.hypot(right - step * thick, beyond) / thick) for step in (0, 2))
@@ -206,9 +206,9 @@ def _patch(rng: np.random.Generator, height: int) -> Drawn:
     rows, columns = _window(height, 0.7, 0.8)
     across, along = _turned(rows, columns, rng.uniform(-0.6, 0.6))
     half_height, half_width = height * rng.uniform(0.14, 0.3, 2) * np.array([1.0, 1.4])
-    ragged = np.clip(1 + 0.25 * _smooth(rng, *rows.shape, 0.03 * height, 0.03 * height), 0.5, 1.5)
+    ragged = np.clip(1 + 0.25 * _smooth(rng, rows.shape, 0.03 * height, 0.03 * height), 0.5, 1.5)
     shape = _bump(np.hypot(across / half_height, along / half_width) * ragged)
-    rough = _smooth(rng, *rows.shape, 0.015 * height, 0.008 * height) * rng.uniform(16, 28)
+    rough = _smooth(rng, rows.shape, 0.015 * height, 0.008 * height) * rng.uniform(16, 28)
     return shape * (rough + rng.uniform(-14, 14)), shape
 
 
@@ -250,21 +250,21 @@ def _bump(distance: Plane) -> Plane:
 
 def _uneven(rng: np.random.Generator, height: int, shape: Plane) -> Plane:
     """Return factors about 1, so that no defect has one grey value."""
-    return np.asarray(np.clip(1 + 0.35 * _smooth(rng, *shape.shape, 0.02 * height, 0.04 * height), 0.2, 2))
+    return np.asarray(np.clip(1 + 0.35 * _smooth(rng, shape.shape, 0.02 * height, 0.04 * height), 0.2, 2))
 
 
-def _smooth(rng: np.random.Generator, height: int, width: int, down: float, right: float) -> Plane:
+def _smooth(rng: np.random.Generator, shape: tuple[int, ...], down: float, right: float) -> Plane:
     """Return noise of standard deviation 1 that is alike over so many pixels down and right."""
     from PIL import Image
 
     # Drawn on a coarser grid, as far as the filter leaves nothing that this grid could not show.
     steps = [max(1, int(reach / 2)) for reach in (down, right)]
-    coarse = [-(-length // step) for length, step in zip((height, width), steps, strict=True)]
+    coarse = [-(-length // step) for length, step in zip(shape, steps, strict=True)]
     reaches = [reach / step for reach, step in zip((down, right), steps, strict=True)]
     noise = ndimage.gaussian_filter(rng.normal(size=coarse), reaches, mode="wrap")
-    if coarse != [height, width]:
+    if coarse != [*shape]:
         small = Image.fromarray(noise.astype(np.float32))
-        noise = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), float)
+        noise = np.asarray(small.resize((shape[1], shape[0]), Image.Resampling.BICUBIC), float)
     return np.asarray(noise / max(float(noise.std()), 1e-9))
 
 

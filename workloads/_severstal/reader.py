@@ -23,8 +23,7 @@ import numpy.typing as npt
 
 from segmentation.epoch import DataError
 from segmentation.images import SUFFIXES, image_size
-from workloads._severstal import annotations
-from workloads._severstal.annotations import TITLES, Mask
+from workloads._severstal.annotations import TITLES, Mask, classes_in, decode_runs, read_annotation
 
 logger = logging.getLogger(__name__)
 
@@ -121,11 +120,11 @@ def read_mask(source: Source, titles: Sequence[str] = TITLES) -> Mask:
     """
     size = image_size(source.image)
     if isinstance(source.mask, Bitmaps):
-        return annotations.read_annotation(source.mask.path, size, titles)
+        return read_annotation(source.mask.path, size, titles)
     mask = np.zeros((len(titles), *size), np.uint8)
     for row in source.mask.rows:
         where = f"{source.mask.table}: line {row.line} ({source.name}, class {row.class_id})"
-        mask[row.class_id - 1] = annotations.decode_runs(row.text, size, where)
+        mask[row.class_id - 1] = decode_runs(row.text, size, where)
     return mask
 
 
@@ -137,7 +136,7 @@ def merged(mask: npt.NDArray[Any]) -> Mask:
 def classes_of(source: Source, titles: Sequence[str] = TITLES) -> frozenset[int]:
     """Return the numbers, from 0, of the classes that a strip shows; none: it is clean. No mask is decoded."""
     if isinstance(source.mask, Bitmaps):
-        return annotations.classes_in(source.mask.path, titles)
+        return classes_in(source.mask.path, titles)
     return frozenset(row.class_id - 1 for row in source.mask.rows)
 
 
