@@ -1,9 +1,9 @@
 """Learn thresholds and AUPRC from histograms: how far from the truth, and what memory validating 2,000 images takes.
 
-Thresholds are those of quantiles of densities whose best cut is known: 2 p for positive pixels and 2 (1 - p) for negative
-ones, as one image and as two of unlike shares. AUPRC is that of logits drawn from normal distributions, crowded, rare and
-of a first epoch among them, against sorting all pixels. Memory is that of a process of its own, from its fifth image to
-its peak, which feeds strips of 1600x256 to thresholds, calibration, FROC and cleaning, and learns from them.
+Thresholds are those of quantiles of densities whose best cut is known, 2 p for positive pixels and 2 (1 - p) for
+negative ones: as one image, and as two of unlike shares. AUPRC is that of logits from normal distributions, against
+sorting all pixels. Memory is that of a process of its own, from its fifth image to its peak, which feeds strips of
+1600x256 to thresholds, calibration, FROC and cleaning, and learns from them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,17 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from segmentation import calibration, components, evaluation, froc, histograms, operating_points
+from segmentation.collecting import Collector
+from segmentation.evaluation import ImageScores
+from segmentation.froc import Detections
 from segmentation.histograms import Histograms
 
 Array = npt.NDArray[np.float64]
 
 TINY = {"pixels": 200_000, "images": 12}
 SHARES = (0.6, 0.02)
-DRAWS = (
-    ((1, 1.5), (-1, 1.5), 0.1),
-    ((6, 5), (-8, 5), 0.1),
-    ((1, 2), (-6, 2), 0.005),
-    ((-4.6, 0.4), (-5, 0.4), 0.1),
-)
-"""Mean and deviation of the logits of positive and of negative pixels, and the share of the positive."""
+DRAWS = ((1.0, -1.0, 1.5, 0.1), (6.0, -8.0, 5.0, 0.1), (1.0, -6.0, 2.0, 0.005), (-4.6, -5.0, 0.4, 0.1))
+"""Mean logit of positive and of negative pixels, the deviation of both, and the share of the positive."""
 AREAS = (0, 16, 64, 256, 1024)
 STRIPS, WARM_UP = 8, 4
 
@@ -42,16 +40,13 @@ def measure(pixels: int = 10**6, images: int = 2000, height: int = 256, width: i
     """Return the largest errors, and what memory and time validation takes."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         validated = pool.submit(_validate, images, height, width).result()
-    return {
-        "threshold_error": threshold_error(pixels),
-        "auprc_error": auprc_error(pixels),
-        "pixels": pixels,
-        **validated,
-    }
+    errors = {"threshold_error": threshold_error(pixels), "auprc_error": auprc_error(pixels)}
+    return {**errors, "pixels": pixels, **validated}
 
 
 def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the README's rows."""
+    each = f"{result['histogram_ms']:.1f} ms an image for thresholds, {result['all_ms']:.0f} ms for all of them"
     return [
         (
             "learnt thresholds against those of a closed form",
@@ -64,10 +59,10 @@ def figures(result: dict[str, Any]) -> list[tuple[str, str, str]]:
             "largest difference; aim: at most 1e-3",
         ),
         (
-            f"growth of memory while {result['images']:,} images of {result['size']} are validated",
+            f"growth of memory while {result['images']:,} images of {result['size']} are validated: thresholds, "
+            "calibration, FROC, cleaning",
             f"{result['memory_growth_mib']:.0f} MiB",
-            f"{result['histogram_ms']:.1f} ms an image for thresholds, {result['all_ms']:.0f} ms with calibration, FROC "
-            "and cleaning; aim: at most 286 MiB (300 MB)",
+            f"{each}; aim: at most 286 MiB (300 MB)",
         ),
     ]
 
@@ -86,9 +81,10 @@ def threshold_error(pixels: int) -> float:
 def auprc_error(pixels: int) -> float:
     """Return how far the histograms' AUPRC is from that of sorted pixels."""
     generator, apart = np.random.default_rng(0), []
-    for positive, negative, share in DRAWS:
+    for positive, negative, deviation, share in DRAWS:
         many = round(share * pixels)
-        logits = np.concatenate([generator.normal(*positive, many), generator.normal(*negative, pixels - many)])
+        mean = np.repeat([positive, negative], [many, pixels - many])
+        logits = generator.normal(mean, deviation)
         scores = torch.from_numpy(logits).float().sigmoid().numpy()
         truth = np.arange(pixels) < many
         exact = operating_points.average_precision(scores, truth)
@@ -108,8 +104,8 @@ def _images(*shares: float, pixels: int) -> Histograms:
 
 
 def _histogram(scores: npt.NDArray[Any], truth: npt.NDArray[Any], place: int) -> Histograms:
-    tensors = (torch.from_numpy(each).view(1, 1, 1, -1) for each in (scores, truth))
-    return operating_points.histogram(*tensors, torch.tensor([place]))
+    probability, mask = (torch.from_numpy(each).view(1, 1, 1, -1) for each in (scores, truth))
+    return operating_points.histogram(probability, mask, torch.tensor([place]))
 
 
 def _dice(share: float, cut: float) -> float:
@@ -122,15 +118,15 @@ def _validate(images: int, height: int, width: int) -> dict[str, Any]:
     """Validate so many images in this process; return what it grew by and how long an image took."""
     torch.set_num_threads(1)
     strips = [_strip(seed, height, width) for seed in range(STRIPS)]
-    parts: list[tuple[Any, ...]] = []
+    kept = _collectors()
     taken: list[tuple[float, float]] = []
     start_kib = 0
     for number in range(images):
         logits, mask = strips[number % STRIPS]
-        parts.append(_add(logits, mask, torch.tensor([number]), taken))
+        _add(kept, logits, mask, torch.tensor([number]), taken)
         if number == WARM_UP:
             start_kib = _kib("VmRSS")
-    _learn(parts)
+    _learn(*(collector.whole() for collector in kept))
     return {
         "memory_growth_mib": round((_kib("VmHWM") - start_kib) / 1024, 1),
         "histogram_ms": round(1000 * statistics.median(first for first, _ in taken), 2),
@@ -140,32 +136,40 @@ def _validate(images: int, height: int, width: int) -> dict[str, Any]:
     }
 
 
+def _collectors() -> tuple[Collector[Any], ...]:
+    return (
+        Collector(histograms.merge, operating_points.empty(1)),
+        Collector(histograms.merge, calibration.empty(1)),
+        Collector(froc.merge, froc.empty()),
+        Collector(evaluation.merge, evaluation.empty(len(AREAS))),
+    )
+
+
 def _add(
-    logits: torch.Tensor, mask: torch.Tensor, index: torch.Tensor, taken: list[tuple[float, float]]
-) -> tuple[Any, ...]:
-    """Return all that is kept of one image; note the seconds after the first histogram and after all."""
+    kept: tuple[Collector[Any], ...],
+    logits: torch.Tensor,
+    mask: torch.Tensor,
+    index: torch.Tensor,
+    taken: list[tuple[float, float]],
+) -> None:
+    """Keep what is needed of one image; note the seconds until it was in the first histogram, and in all."""
     begun = time.perf_counter()
     probability = logits.sigmoid()
-    scored = operating_points.histogram(probability, mask, index)
+    kept[0].add(operating_points.histogram(probability, mask, index))
     first = time.perf_counter() - begun
-    kept = (
-        scored,
-        calibration.histogram(logits, mask, index),
-        froc.detect(probability[:, 0], mask[:, 0], index),
-        components.count_candidates(probability[:, 0] > 0.5, mask[:, 0], index, AREAS, fill_holes=False),
-    )
+    kept[1].add(calibration.histogram(logits, mask, index))
+    kept[2].add(froc.detect(probability[:, 0], mask[:, 0], index))
+    called = probability[:, 0] > operating_points.FIXED
+    kept[3].add(components.count_candidates(called, mask[:, 0], index, AREAS, fill_holes=False))
     taken.append((first, time.perf_counter() - begun))
-    return kept
 
 
-def _learn(parts: list[tuple[Any, ...]]) -> None:
-    scored, sure, seen, counted = zip(*parts, strict=True)
-    found = histograms.merge(scored)
-    names = [f"{number}.jpg" for number in found.index]
-    operating_points.report(found, operating_points.learn(found, names, empty="one"), ["defect"])
-    calibration.learn(histograms.merge(sure), names)
-    froc.scores(froc.merge(seen))
-    components.choose(evaluation.merge(counted), AREAS, fill_holes=False, empty="one")
+def _learn(scored: Histograms, sure: Histograms, seen: Detections, counted: ImageScores) -> None:
+    names = [f"{number}.jpg" for number in scored.index]
+    operating_points.report(scored, operating_points.learn(scored, names, empty="one"), ["defect"])
+    calibration.learn(sure, names)
+    froc.scores(seen)
+    components.choose(counted, AREAS, fill_holes=False, empty="one")
 
 
 def _strip(seed: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:

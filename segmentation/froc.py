@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 
 BUDGETS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives an image at which recall is told. Source: Setio et al. 2017, LUNA16, arXiv:1612.08012."""
+NOTHING = np.empty((0, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +49,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Detections:
-    """Lesions and candidates of each image, in the order of `index`."""
+    """Lesions and candidates of each image: plain arrays, in the order of `index`."""
 
     index: npt.NDArray[np.int64]
     """(N,), the sample's number in its data set."""
     lesions: npt.NDArray[np.int64]
     """(N,), how many there are."""
-    candidates: tuple[npt.NDArray[np.float64], ...]
-    """N of (M, 3): each candidate's score, how many lesions it hits that no candidate of a higher score does, and how
-    many false positives it stands for."""
+    kept: npt.NDArray[np.int64]
+    """(N,), how many of the candidates are each image's."""
+    candidates: npt.NDArray[np.float64]
+    """(M, 3), image after image: a candidate's score, how many lesions it hits that no candidate of a higher score
+    does, and how many false positives it stands for."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,27 @@ def detect(
     """
     values, truth = histograms.probabilities(probability, index), mask.detach().cpu().numpy()
     if values.shape != truth.shape or values.ndim != 3 or len(index) != len(values):
-        raise ValueError(
-            f"got probabilities {values.shape}, masks {truth.shape}, {len(index)} numbers; expected (N, H, W), one channel"
-        )
+        came = f"probabilities {values.shape}, masks {truth.shape}, {len(index)} numbers"
+        raise ValueError(f"got {came}; expected (N, H, W), one channel at a time")
     rule, numbers = rule or Rule(), index.cpu().numpy().astype(np.int64)
     images = [_image(*pair, rule, ignore_index) for pair in zip(values, truth, strict=True)]
     lesions = np.array([count for count, _ in images], np.int64)
-    return Detections(numbers, lesions, tuple(candidates for _, candidates in images))
+    kept = np.array([len(candidates) for _, candidates in images], np.int64)
+    return Detections(numbers, lesions, kept, np.concatenate([NOTHING, *(candidates for _, candidates in images)]))
+
+
+def empty() -> Detections:
+    """Return the detections of no image at all."""
+    none = np.empty(0, np.int64)
+    return Detections(none, none, none, NOTHING)
 
 
 def merge(parts: Sequence[Detections]) -> Detections:
     """Return the detections of all parts in order of index, each image once however often it was seen."""
     numbers, order = np.unique(np.concatenate([part.index for part in parts]), return_index=True)
-    lesions = np.concatenate([part.lesions for part in parts])
-    candidates = [each for part in parts for each in part.candidates]
-    return Detections(numbers, lesions[order], tuple(candidates[place] for place in order))
+    lesions, kept = (np.concatenate([getattr(part, name) for part in parts])[order] for name in ("lesions", "kept"))
+    each = [rows for part in parts for rows in np.split(part.candidates, np.cumsum(part.kept))[:-1]]
+    return Detections(numbers, lesions, kept, np.concatenate([NOTHING, *(each[place] for place in order)]))
 
 
 def gather(detections: Detections) -> Detections:
@@ -112,7 +121,7 @@ def gather(detections: Detections) -> Detections:
 
 def curve(detections: Detections) -> Curve:
     """Return recall and false positives an image at each distinct score, from the highest; empty without candidates."""
-    table = np.concatenate([np.empty((0, 3)), *detections.candidates])
+    table = detections.candidates
     score, row = np.unique(-table[:, 0], return_inverse=True)
     found, false = (np.cumsum(np.bincount(row, weights=column, minlength=len(score))) for column in table.T[1:])
     lesions, images = int(detections.lesions.sum()), len(detections.index)

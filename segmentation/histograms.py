@@ -55,7 +55,9 @@ def count(bins: Array, mask: Tensor, index: Tensor, size: int, *, ignore_index: 
     if not known.all():
         cell, target = cell[known], target[known]
     if target.size and not 0 <= target.min() <= target.max() <= 1:
-        raise ValueError(f"mask: got {target.max()}; expected 0, 1 or {ignore_index} for pixels to ignore")
+        raise ValueError(
+            f"mask: got {target.min()} to {target.max()}; expected 0, 1 or {ignore_index} for pixels to ignore"
+        )
     pixels = np.bincount(cell.ravel(), minlength=images * channels * 2 * size).astype(np.uint32)
     return Histograms(index.cpu().numpy().astype(np.int64), pixels.reshape(images, channels, 2, size))
 

@@ -11,7 +11,18 @@ import pytest
 
 import benchmarks
 from benchmarks import __main__ as command
-from benchmarks import _results, _searches, _training, big_study, inheritance, kills, pruning, scaling, trial_start
+from benchmarks import (
+    _results,
+    _searches,
+    _training,
+    big_study,
+    evaluation,
+    inheritance,
+    kills,
+    pruning,
+    scaling,
+    trial_start,
+)
 from search.record import StudyPaths, TrialRecord
 
 KEYS = {
@@ -234,3 +245,19 @@ def test_pruned_networks_of_the_benchmark_are_exact() -> None:
     assert found["equivalence_max_abs"] < 1e-5
     assert (found["unet64_params"], found["pruned_params"]) == (31_036_676, 15_766_586)
     assert (found["unet64_macs"], found["pruned_macs"]) == (48_104_472_576, 31_201_319_936)
+
+
+@pytest.mark.row("S10")
+@pytest.mark.row("S14")
+def test_thresholds_and_auprc_of_the_benchmark_are_within_their_bars() -> None:
+    assert evaluation.threshold_error(100_000) <= 0.005
+    assert evaluation.auprc_error(100_000) <= 1e-3
+
+
+@pytest.mark.row("S49")
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_validating_two_thousand_strips_takes_bounded_memory() -> None:
+    found = evaluation.measure(pixels=100_000)
+    assert (found["images"], found["size"]) == (2000, "1600x256")
+    assert found["memory_growth_mib"] * 2**20 <= 300e6

@@ -76,7 +76,7 @@ def test_a_lesion_counts_once_and_a_candidate_may_hit_several():
     mask[0, 1] = torch.tensor([1, 1, 1, 1, 0, 1, 0, 0, 1])
     probability[0, 1] = torch.tensor([0.6, 0, 0.7, 0.8, 0.8, 0.8, 0, 0.0, 0])
     found = froc.detect(probability, mask, torch.zeros(1, dtype=torch.int64))
-    np.testing.assert_allclose(found.candidates[0], [[0.8, 2, 0], [0.6, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(found.candidates, [[0.8, 2, 0], [0.6, 0, 0]], rtol=1e-6)
     assert froc.recall_at(found, 0) == pytest.approx(2 / 3)
 
 
@@ -118,23 +118,24 @@ def test_candidates_beyond_the_bound_never_help():
     probability, mask = random_images()
     whole = froc.detect(probability, mask, torch.arange(6))
     few = froc.detect(probability, mask, torch.arange(6), rule=Rule(most=3))
-    assert max(len(rows) for rows in whole.candidates) > 4 == max(len(rows) for rows in few.candidates)
-    assert sum(rows[:, 2].sum() for rows in few.candidates) >= sum(rows[:, 2].sum() for rows in whole.candidates)
+    assert whole.kept.max() > 4 == few.kept.max()
+    assert few.candidates[:, 2].sum() >= whole.candidates[:, 2].sum()
     for budget in (0.5, 1, 2, 4, 100):
         assert froc.recall_at(few, budget) <= froc.recall_at(whole, budget)
     speckled = torch.zeros(1, 64, 64)
     speckled[0, ::2, ::2] = 0.9
     noisy = froc.detect(speckled, torch.zeros(1, 64, 64), torch.zeros(1))
-    assert len(noisy.candidates[0]) == 101 and froc.curve(noisy).false_positives[-1] == 32 * 32
+    assert noisy.kept.tolist() == [101] and froc.curve(noisy).false_positives[-1] == 32 * 32
 
 
 @pytest.mark.row("S15")
 @pytest.mark.row("X9")
 def test_parts_and_repeated_images_change_nothing():
     whole, parts = detect(), froc.merge([detect([2, 0]), detect([1, 0])])
-    assert parts.index.tolist() == [0, 1, 2] and parts.lesions.tolist() == whole.lesions.tolist()
-    for one, other in zip(parts.candidates, whole.candidates, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for name in ("index", "lesions", "kept", "candidates"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    assert parts.kept.tolist() == [2, 3, 1]
+    assert set(froc.scores(froc.merge([froc.empty(), froc.empty()])).values()) == {None}
     assert froc.gather(whole) is whole
 
 
@@ -151,7 +152,7 @@ def test_images_without_lesions_or_candidates():
     assert set(froc.scores(full).values()) == {1.0}
     ignored = mask.clone()
     ignored[0, 7, 0:2] = 255
-    assert froc.detect(probability, ignored, torch.arange(3)).candidates[0].shape == (1, 3)
+    assert froc.detect(probability, ignored, torch.arange(3)).kept.tolist() == [1, 3, 1]
     assert set(froc.scores(froc.merge([clean, clean])).values()) == {None}
 
 
@@ -159,7 +160,7 @@ def test_what_does_not_fit_is_refused():
     probability, mask = three_images()
     with pytest.raises(NonFiniteError, match="64 pixels are NaN, in 1 images: sample 8"):
         froc.detect(probability[1:2] * float("nan"), mask[1:2], torch.tensor([8]))
-    with pytest.raises(ValueError, match=r"probabilities \(3, 8, 8\), masks \(2, 8, 8\), 3 numbers"):
+    with pytest.raises(ValueError, match=r"masks \(2, 8, 8\), 3 numbers; expected \(N, H, W\), one channel"):
         froc.detect(probability, mask[:2], torch.arange(3))
     for wrong in ({"cut": 1.0}, {"most": 0}, {"min_iou": 2.0}):
         with pytest.raises(ValueError, match="FROC: got Rule"):

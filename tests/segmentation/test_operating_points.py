@@ -170,7 +170,6 @@ def test_auprc_of_a_million_pixels_is_within_a_thousandth(positive, negative, sh
 
 
 @pytest.mark.row("S14")
-@pytest.mark.row("S44")
 def test_auprc_of_masks_instead_of_probabilities_is_exact():
     positive, negative = [1.0] * 30 + [0.0] * 10, [1.0] * 20 + [0.0] * 940
     exact = op.average_precision([*positive, *negative], [1] * 40 + [0] * 960)
@@ -180,7 +179,6 @@ def test_auprc_of_masks_instead_of_probabilities_is_exact():
     assert op.learn(of_pixels(positive, negative), ["a"]).f1 == (0.5,)
 
 
-@pytest.mark.row("S18")
 @pytest.mark.row("X9")
 def test_parts_and_repeated_images_change_nothing():
     whole = counted()
@@ -188,6 +186,14 @@ def test_parts_and_repeated_images_change_nothing():
     np.testing.assert_array_equal(parts.index, whole.index)
     np.testing.assert_array_equal(parts.pixels, whole.pixels)
     assert histograms.gather(whole) is whole
+
+
+@pytest.mark.row("S49")
+def test_an_image_takes_the_same_room_however_large_it_is():
+    small, large = (
+        op.histogram(torch.rand(1, 1, 16, side), torch.ones(1, 1, 16, side), torch.zeros(1)) for side in (1, 999)
+    )
+    assert small.pixels.nbytes == large.pixels.nbytes < 10_000
 
 
 def rank(number, store, results):
@@ -303,6 +309,7 @@ def test_images_that_are_all_clean_all_defect_or_none_at_all():
     assert learnt.dice[0] > 0.3 and learnt.dice_score == (1.0,)
     assert op.report(clean, learnt, ["defect"])["channels"]["defect"]["auprc"] is None
     undefined = op.learn(clean, ["a", "b"])
+    assert undefined.f1 == undefined.dice == (0.5,), "cuts that call something score 0, and none scores more"
     assert op.report(clean, undefined, ["defect"])["channels"]["defect"]["all_empty"]["image_dice"] is None
     full = op.learn(together(([0.2, 0.9], [])), ["a"])
     assert full.f1_score == (1.0,) and full.f1[0] < 0.2
@@ -326,7 +333,7 @@ def test_what_is_no_probability_is_told_with_its_image():
         op.histogram(probability, mask, torch.arange(10, 17))
     with pytest.raises(ValueError, match="got -3 to 2; expected 0 to 1: logits need a sigmoid"):
         op.histogram(torch.tensor([[[[-3.0, 2.0]]]]), torch.zeros(1, 1, 1, 2), torch.zeros(1))
-    with pytest.raises(ValueError, match="mask: got 2; expected 0, 1 or 255"):
+    with pytest.raises(ValueError, match="mask: got 2 to 2; expected 0, 1 or 255"):
         op.histogram(torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 2), torch.zeros(1))
     with pytest.raises(ValueError, match=r"got scores \(1, 1, 2, 2\), mask \(1, 2, 2\) and 1 numbers; they must agree"):
         op.histogram(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), torch.zeros(1))
