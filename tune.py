@@ -6,10 +6,9 @@ import argparse
 import signal
 import sys
 
-from search import logs, planning, service, spec_file
+from search import logs, spec_file
 from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
 from search.record import StudyPaths
-from search.results import summary
 from search.storage import lease
 from search.storage.store import place
 
@@ -25,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
         store = place(given.runs, given.study or spec.name)
         if not given.dry_run:
             lease.check(StudyPaths(store.folder))
+        from search import planning, service  # with Ray: seconds that whoever is refused need not wait
+        from search.results import summary
+
         plan = planning.make(spec, store.folder, store)
         logs.enter(study=plan.paths.folder.name)
         logs.say(sys.stdout if given.dry_run else stream, summary.plan_text(plan))

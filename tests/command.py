@@ -34,6 +34,11 @@ resources: {slots: 2}
 WAIT_S = 60.0
 
 
+def _as_from_a_terminal() -> None:
+    """Let SIGINT through: what a shell starts in the background, tests too, ignores it, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Tune:
     """`python tune.py` in a folder of its own."""
 
@@ -50,7 +55,13 @@ class Tune:
         command = [sys.executable, str(ROOT / "tune.py"), *self.arguments(*more)]
         # A session of its own: what a terminal sends to all, and what a kill leaves, stays apart from the tests.
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=_as_from_a_terminal,
         )
         self.started.append(process)
         return process
