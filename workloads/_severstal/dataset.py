@@ -24,8 +24,8 @@ from segmentation.images import read_rgb
 from segmentation.letterbox import Letterbox
 from segmentation.samples import Sample, Samples
 from segmentation.splits import Splits
-from workloads._severstal import annotations, duplicates, generator, reader
-from workloads._severstal.annotations import TITLES, Mask
+from workloads._severstal import duplicates, generator, reader
+from workloads._severstal.annotations import TITLES, Mask, decode_runs, encode_runs
 from workloads._severstal.generator import Synthetic
 from workloads._severstal.reader import Choice, Found, Source
 
@@ -127,7 +127,7 @@ def decode(data: Data, sources: Sequence[Source]) -> Iterator[Sample]:
         native = mask if data.task == "multiclass4" else reader.merged(mask)[None]
         noted = {
             "size": json.dumps(list(picture.shape[1:])),
-            "runs": json.dumps([annotations.encode_runs(plane) for plane in native]),
+            "runs": json.dumps([encode_runs(plane) for plane in native]),
             "pixels": json.dumps(mask.sum(axis=(1, 2), dtype=np.int64).tolist()),
         }
         yield Sample(source.name, group, box.image(picture), box.mask(native), noted)
@@ -149,7 +149,7 @@ def native_mask(samples: Samples, index: int) -> Mask:
     """Return a strip's mask (K, H, W) at its own size; raises like `Samples.mask`."""
     samples.refuse_sealed(index)
     noted, size = samples.extra(index), size_of(samples, index)
-    return np.stack([annotations.decode_runs(text, size, samples.names[index]) for text in json.loads(noted["runs"])])
+    return np.stack([decode_runs(text, size, samples.names[index]) for text in json.loads(noted["runs"])])
 
 
 def is_defective(samples: Samples, index: int) -> bool:

@@ -42,7 +42,7 @@ class Pictures:
 
     def _panel(self, name: str, logits: Tensor, mask: npt.NDArray[Any], laid: npt.NDArray[np.uint8]) -> Path:
         """Write the strip, the truth over it and the prediction over it, one below the other."""
-        picture = np.asarray(scoring.fitted_back(laid, tuple(logits.shape[-2:])).clip(0, 255), np.uint8)
+        picture = np.asarray(scoring.fitted_back(laid, (logits.shape[-2], logits.shape[-1])).clip(0, 255), np.uint8)
         called = scoring.called(logits, self.cut).astype(np.float32)
         painted = [figures.composite_map(each) for each in (mask.astype(np.float32), called)]
         rows = [picture, *(figures.blend(picture, one) for one in painted)]

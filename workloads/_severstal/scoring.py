@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segmentation import evaluation as counted
 from segmentation import froc, histograms, operating_points
+from segmentation.collecting import Collector
 from segmentation.evaluation import ImageScores, defined
 from segmentation.froc import Detections
 from segmentation.histograms import Histograms
@@ -69,24 +70,20 @@ def look(
     """
     model.eval()
     channels = len(dataset.classes(data.task))
-    pixels, defects, losses = [operating_points.empty(channels)], [nothing()], [counted.empty(channels)]
+    pixels = Collector(histograms.merge, operating_points.empty(channels))
+    defects, losses = Collector(froc.merge, froc.empty()), Collector(counted.merge, counted.empty(channels))
     with torch.inference_mode():
         for image, mask, index in batches:
             logits = model(image)
             each = loss(logits, mask).double().cpu().numpy()
-            losses.append(ImageScores(index.cpu().numpy(), np.zeros((len(index), channels, 4), np.int64), each))
+            losses.add(ImageScores(index.cpu().numpy(), np.zeros((len(index), channels, 4), np.int64), each))
             for own, masks, numbers in native(data, samples, logits.float().cpu(), index.cpu()):
                 probability = own.sigmoid()
-                pixels.append(operating_points.histogram(probability, masks, numbers))
-                defects.append(froc.detect(probability.amax(1), masks.amax(1), numbers))
+                pixels.add(operating_points.histogram(probability, masks, numbers))
+                defects.add(froc.detect(probability.amax(1), masks.amax(1), numbers))
                 if watch is not None:
                     watch(own, masks, numbers)
-    return Found(histograms.merge(pixels), froc.merge(defects), counted.merge(losses))
-
-
-def nothing() -> Detections:
-    """Return the detections of no strip."""
-    return Detections(np.empty(0, np.int64), np.empty(0, np.int64), ())
+    return Found(pixels.whole(), defects.whole(), losses.whole())
 
 
 def gather(found: Found) -> Found:

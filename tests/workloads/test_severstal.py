@@ -1,0 +1,230 @@
+"""Steel strips: who has which, what is learnt on validation and frozen, and predictions at the strips' own size."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import configuration
+from configuration import ConfigError
+from segmentation import augmentation, splits
+from segmentation.checkpoints import CheckpointError
+from segmentation.epoch import DataError
+from segmentation.images import image_size
+from workloads import severstal
+from workloads._severstal import dataset, generator, scoring
+from workloads._severstal.dataset import Data
+from workloads._severstal.generator import Synthetic
+
+SMALL = Synthetic(samples=40, width=256, height=64)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def config(cache: Path) -> severstal.Config:
+    debug = severstal.Config.debug()
+    return replace(debug, data=replace(debug.data, cache=str(cache)))
+
+
+@pytest.fixture(scope="module")
+def trained(config: severstal.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train for an epoch; return its checkpoint."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoint"
+    run = severstal.train(config)
+    next(run).save(folder)
+    run.close()
+    return folder
+
+
+@pytest.mark.row("S17")
+def test_clean_and_defective_strips_are_dealt_in_proportion(config: severstal.Config) -> None:
+    samples, made = dataset.load(config.data)
+    assert sorted(index for name in splits.NAMES for index in made[name]) == list(range(40)), "none is dropped"
+    for name in splits.NAMES:
+        here = [dataset.is_defective(samples, index) for index in made[name]]
+        assert abs(sum(here) - len(here) / 2) < 1
+
+
+@pytest.mark.row("S48")
+def test_strips_that_show_the_same_stay_in_one_split_and_are_counted(cache: Path) -> None:
+    data = Data(synthetic=Synthetic(samples=30, width=512, height=96, duplicates=8), cache=str(cache))
+    samples, made = dataset.load(data)
+    owner = {index: name for name in splits.NAMES for index in made[name]}
+    twice = [group for group, count in Counter(samples.groups).items() if count > 1]
+    assert len(twice) == 8
+    assert all(len({owner[i] for i, group in enumerate(samples.groups) if group == same}) == 1 for same in twice)
+    manifest = dataset.manifest(data)
+    assert manifest["duplicates"] == 8
+    assert any("8 strips show what others show" in warning for warning in manifest["warnings"])
+
+
+def test_a_number_of_strips_is_held_out_half_of_them_defective(config: severstal.Config) -> None:
+    samples, made = dataset.load(replace(config.data, test_images=12))
+    assert len(made.test) == 12
+    assert sum(dataset.is_defective(samples, index) for index in made.test) == 6
+    with pytest.raises(DataError, match=r"data.test_images=60: 20 clean strips, and 30 are to be held out"):
+        dataset.load(replace(config.data, test_images=60))
+
+
+def test_the_folders_of_a_split_are_the_splits_unless_they_share_a_strip(tmp_path: Path, cache: Path) -> None:
+    generator.write(replace(SMALL, samples=8), tmp_path / "all")
+    pictures = sorted((tmp_path / "all/supervisely/img").iterdir())
+    for number, picture in enumerate(pictures):
+        home = tmp_path / "data" / ("train_split", "train_split", "val_split", "test_split")[number % 4]
+        for kind, path in (("img", picture), ("ann", picture.parent.parent / "ann" / f"{picture.name}.json")):
+            (home / kind).mkdir(parents=True, exist_ok=True)
+            (home / kind / path.name).write_bytes(path.read_bytes())
+    data = Data(root=str(tmp_path / "data"), image_size=(128, 32), cache=str(cache))
+    made = dataset.load(data)[1]
+    assert [len(made[name]) for name in splits.NAMES] == [4, 2, 2]
+
+    shown_twice = tmp_path / "data/test_split/img" / pictures[3].name
+    shown_twice.write_bytes((tmp_path / "data/train_split/img" / pictures[0].name).read_bytes())
+    with pytest.raises(DataError, match=r"1 of the same strip in train and test: .*; set data.folders=false to deal"):
+        dataset.load(data)
+    assert len(dataset.load(replace(data, folders=False))[0]) == 8
+
+
+@pytest.mark.row("S20")
+def test_masks_of_the_own_size_are_those_on_disk(config: severstal.Config) -> None:
+    samples, made = dataset.load(config.data)
+    index = next(index for index in made.train if dataset.is_defective(samples, index))
+    number = int(Path(samples.names[index]).stem.rpartition("_")[2])
+    np.testing.assert_array_equal(
+        dataset.native_mask(samples, index)[0],
+        generator.strip(config.data.synthetic, number).mask.any(0),
+    )
+    with pytest.raises(splits.TestSplitError):
+        dataset.native_mask(samples, made.test[0])
+
+
+@pytest.mark.row("S23")
+def test_four_classes_have_a_channel_each(config: severstal.Config) -> None:
+    data = replace(config.data, task="multiclass4")
+    samples, made = dataset.load(data)
+    shown = np.stack([dataset.native_mask(samples, index).any(axis=(1, 2)) for index in made.train])
+    assert shown.shape[1] == 4 and shown.any(axis=0).all()
+    assert samples.mask(made.train[0]).shape == (4, 32, 128)
+
+
+@pytest.mark.row("S24")
+def test_what_is_on_top_stays_on_top() -> None:
+    image = torch.zeros(64, 3, 64, 256)
+    image[:, :, :16] = 1
+    moved, _ = augmentation.build(severstal.SteelAugmentation(noise=0))(
+        image, torch.zeros(64, 1, 64, 256, dtype=torch.int64), torch.Generator().manual_seed(0)
+    )
+    assert (moved[:, :, :24].mean((1, 2, 3)) > moved[:, :, -24:].mean((1, 2, 3))).all()
+
+
+@pytest.mark.row("S25")
+@pytest.mark.row("S26")
+@pytest.mark.parametrize(("name", "value"), [("vertical_flip", 0.5), ("rotate90", 0.5), ("rotate_degrees", 12.0)])
+def test_what_steel_does_not_do_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: got {value}; strips have a top and a bottom"):
+        configuration.build(severstal.Config, {f"augmentation.{name}": value})
+    assert severstal.SteelAugmentation().elastic == 0
+
+
+@pytest.mark.row("S27")
+@pytest.mark.parametrize("name", ["contrast", "brightness_factor", "gamma", "blur", "noise"])
+def test_changes_of_colour_leave_the_mask_as_it_is(name: str) -> None:
+    default = severstal.SteelAugmentation()
+    assert getattr(default, name) > 0
+    alone = replace(augmentation.NONE, **{name: getattr(default, name)})
+    mask = torch.randint(0, 2, (4, 1, 32, 64))
+    image, same = augmentation.build(alone)(torch.rand(4, 3, 32, 64), mask, torch.Generator().manual_seed(0))
+    assert torch.equal(mask, same)
+
+
+@pytest.mark.row("S12")
+def test_thresholds_are_learnt_on_validation_and_no_test_label_moves_them(
+    config: severstal.Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = severstal.read_thresholds(trained)
+    found = severstal.evaluate(trained, "test", tmp_path / "a")
+    assert found.details["thresholds"]["run"] == frozen.run
+    assert found.metrics["opt_threshold_dice"] == frozen.dice[0]
+    native = dataset.native_mask
+    monkeypatch.setattr(scoring.dataset, "native_mask", lambda *arguments: 1 - native(*arguments))
+    other = severstal.evaluate(trained, "test", tmp_path / "b")
+    assert other.metrics["dice_opt"] != found.metrics["dice_opt"]
+    assert other.details["thresholds"] == found.details["thresholds"]
+
+
+@pytest.mark.row("S11")
+@pytest.mark.row("S47")
+def test_an_evaluation_tells_the_fixed_threshold_and_calling_nothing_beside_the_frozen_one(
+    trained: Path, tmp_path: Path
+) -> None:
+    found = severstal.evaluate(trained, "validation", tmp_path)
+    blocks = found.details["channels"]["defect"]
+    assert {"fixed", "f1", "dice", "all_empty"} <= blocks.keys()
+    assert found.details["empty"] == "one"
+    assert found.metrics["dice_all_empty"] == pytest.approx(0.5), "half of the strips are clean"
+    assert found.metrics["dice_opt"] >= found.metrics["dice_fixed"]
+
+
+@pytest.mark.row("S28")
+def test_validation_sees_strips_as_they_are(config: severstal.Config) -> None:
+    def passes() -> list[torch.Tensor]:
+        samples, made = dataset.load_once(config.data)
+        normaliser = severstal.normalisation.build(config.normalise, samples, made.train)
+        device = torch.device("cpu")
+        return [image for image, *_ in severstal._batches(config, samples, made.validation, normaliser, device)]
+
+    assert all(torch.equal(one, other) for one, other in zip(passes(), passes(), strict=True))
+
+
+@pytest.mark.row("S20")
+@pytest.mark.row("S33")
+def test_predictions_and_panels_have_the_strips_own_size(
+    config: severstal.Config, trained: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "strips"
+    source.mkdir()
+    for name, size in (("wide", (300, 50)), ("high", (40, 90))):
+        Image.fromarray(np.full((size[1], size[0], 3), 90, np.uint8)).save(source / f"{name}.png")
+    written = severstal.predict(trained, source, tmp_path / "out")
+    assert {path.name: image_size(path) for path in written} == {"high_mask.png": (90, 40), "wide_mask.png": (50, 300)}
+    found = severstal.evaluate(trained, "test", tmp_path / "scored", {"examples": -1})
+    panels = [name for name in found.figures if name.startswith("panels/")]
+    masks = [name for name in found.figures if name.startswith("masks/")]
+    assert len(panels) == len(masks) == len(dataset.load(config.data)[1].test)
+    assert {image_size(tmp_path / "scored" / name) for name in masks} == {(64, 256)}
+
+
+def test_a_checkpoint_without_thresholds_says_so(trained: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "checkpoint"
+    broken.mkdir()
+    for path in trained.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    (broken / severstal.THRESHOLDS).write_text(json.dumps({"f1": [0.5]}))
+    with pytest.raises(CheckpointError, match=r"thresholds.json: the thresholds learnt on validation cannot be read"):
+        severstal.evaluate(broken, "test", tmp_path / "out")
+
+
+@pytest.mark.row("S2", "S40", "S39")
+def test_the_reference_values_are_the_originals() -> None:
+    config = severstal.Config.reference()
+    assert (config.lr, config.batch_size, config.epochs, config.weight_decay) == (1e-3, 8, 100, 1e-4)
+    assert (config.optimizer, config.patience, config.early_stop_metric, config.seed) == (
+        "adamw", 7, "val_dice_opt", 42,
+    )  # fmt: skip
+    assert (config.lr_schedule, config.restart_epochs, config.restart_factor) == ("restarts", 10, 2)
+    assert (config.data.image_size, config.data.test_images, config.clip_norm) == ((1024, 256), 2000, 1.0)
+    assert (config.network.encoder, config.network.pretrained) == ("resnet34", True)
+    assert (config.loss.bce, config.loss.dice, config.loss.dice_pooling, config.loss.dice_smooth) == (
+        1.0, 1.0, "batch", 1e-6,
+    )  # fmt: skip
