@@ -301,7 +301,11 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
     )
     curves = _model.save_curves(out_dir / "curves.png", checkpoint, "val_dice_opt")
     return dataclasses.replace(
-        scored, metrics={**scored.metrics, **_side(config, found, thresholds)}, figures=(*pictures.names, *curves)
+        scored,
+        metrics={**scored.metrics, **_side(config, found, thresholds)},
+        intervals=_with_other_names(scored.intervals),
+        resamples=_with_other_names(scored.resamples),
+        figures=(*pictures.names, *curves),
     )
 
 
@@ -445,6 +449,12 @@ def _side(config: Config, found: scoring.Found, thresholds: Thresholds) -> dict[
     """Return the scores of an epoch by the same names: at the frozen thresholds, at 0.5, of calling nothing."""
     told = scoring.epoch_scores(found, thresholds, config.false_positives)
     return {name.removeprefix("val_"): told.get(name) for name in metrics(config) if name in told}
+
+
+def _with_other_names(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same, scores at the frozen threshold by the names of an epoch too."""
+    again = {"dice_opt": "mean_dice", "iou_opt": "mean_iou"}
+    return {**found, **{name: found[other] for name, other in again.items() if other in found}}
 
 
 def _shown(indices: Sequence[int], count: int) -> list[int]:
