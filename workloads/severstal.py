@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import configuration
 import durable
 from segmentation import (
     augmentation,
@@ -55,6 +57,7 @@ from workloads import _model
 from workloads._severstal import dataset, figures, scoring
 from workloads._severstal.dataset import Data
 from workloads._severstal.generator import Synthetic
+from workloads._severstal.run_files import RunFolder
 
 __all__ = ["Config", "evaluate", "inspect", "metrics", "parts", "predict", "prepare", "sources", "train"]
 
@@ -166,13 +169,18 @@ class Config(TrainingConfig):
     """Strips in one pass of validation, evaluate and predict."""
     examples: int = 8
     """Strips that evaluate draws beside their masks; -1: all."""
+    out: str = ""
+    """Folder for the original's own files (best_dice_..., metrics_seed42.csv, args.json); empty: none, as parallel
+    trials need it."""
+    save_every: int = 10
+    """Keep a checkpoint of every so many epochs in `out`; 0: of none."""
     seed: int = 42
     """Seed of the first weights, the order of images, augmentation and dropout."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         training.check_least(self, 1, "evaluation_batch")
-        training.check_least(self, 0, "loader_workers", "false_positives")
+        training.check_least(self, 0, "loader_workers", "false_positives", "save_every")
         training.check_least(self, -1, "examples")
         _model.check_class_weights(self.loss.class_weights, len(dataset.classes(self.data.task)))
         if self.loss.ce:
@@ -240,6 +248,8 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     samples, made = dataset.load_once(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
     validated = _Validation(config, samples, made, normaliser)
+    run = _run_folder(config, resume)
+    begun = time.monotonic()
     for epoch in training.fit(
         config,
         **vars(_parts(config, samples, made, normaliser)),
@@ -252,7 +262,11 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         steps_per_epoch=0,  # the schedule steps with epochs, as in the original
     ):
         kept = _model.with_file(epoch, functools.partial(_write_thresholds, validated.thresholds))
-        yield _model.with_splits(kept, made)
+        kept = _model.with_splits(kept, made)
+        if run:
+            run.add(kept, time.monotonic() - begun)
+        begun = time.monotonic()
+        yield kept
 
 
 def parts(config: Config) -> Parts:
@@ -413,6 +427,14 @@ class _Validation:
         found = scoring.gather(scoring.look(self.config.data, self.samples, model, images, self.loss))
         self.thresholds = scoring.learn(found, self.samples, self.config.empty)
         return scoring.epoch_scores(found, self.thresholds, self.config.false_positives)
+
+
+def _run_folder(config: Config, resume: Path | None) -> RunFolder | None:
+    if not config.out:
+        return None
+    run = RunFolder(Path(config.out).expanduser(), config.seed, config.save_every, configuration.to_values(config))
+    run.begin(dataset.content_hash(config.data), checkpoints.read_meta(resume)["epoch"] if resume else 0)
+    return run
 
 
 def _write_thresholds(thresholds: Thresholds | None, folder: Path) -> None:

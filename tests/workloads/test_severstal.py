@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -228,3 +230,70 @@ def test_the_reference_values_are_the_originals() -> None:
     assert (config.loss.bce, config.loss.dice, config.loss.dice_pooling, config.loss.dice_smooth) == (
         1.0, 1.0, "batch", 1e-6,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run_alone(config: severstal.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train for three epochs, broken off after the second and gone on with; return the folder of its own files."""
+    folder = tmp_path_factory.mktemp("alone")
+    alone = replace(config, epochs=3, save_every=2, out=str(folder / "out"))
+    run = severstal.train(alone)
+    for _ in range(2):
+        next(run).save(folder / "checkpoint")
+    run.close()
+    with (folder / "out/metrics_seed42.csv").open("a") as table:
+        table.write("3,torn")
+    list(severstal.train(alone, resume=folder / "checkpoint"))
+    return folder / "out"
+
+
+@pytest.mark.row("S32")
+@pytest.mark.row("S16")
+def test_each_epoch_is_a_row_of_the_originals_table(run_alone: Path) -> None:
+    with (run_alone / "metrics_seed42.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert ",".join(rows[0]) == (
+        "epoch,train_loss,val_loss,val_iou_fixed,val_dice_fixed,val_iou_opt,val_dice_opt,opt_threshold_f1,"
+        "opt_threshold_dice,iou_50,iou_75,iou_90,auprc,recall_fp_image,learning_rate,epoch_time"
+    )
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert all(float(value) >= 0 for row in rows for value in row.values())
+
+
+@pytest.mark.row("S8")
+@pytest.mark.row("S9")
+@pytest.mark.row("S42")
+def test_the_best_and_every_so_many_epochs_are_kept_under_the_originals_names(run_alone: Path) -> None:
+    names = sorted(path.name for path in run_alone.iterdir())
+    assert [bool(re.fullmatch(r"best_(dice|iou)_\d\.\d{4}_seed42\.pth", name)) for name in names[1:3]] == [True, True]
+    assert names == ["args.json", *names[1:3], "checkpoint_epoch_2_seed42.pth", "metrics_seed42.csv"]
+    with (run_alone / "metrics_seed42.csv").open(newline="") as file:
+        best = max(float(row["val_dice_opt"]) for row in csv.DictReader(file))
+    assert f"best_dice_{best:.4f}_seed42.pth" in names
+
+
+@pytest.mark.row("S41")
+def test_a_checkpoint_holds_all_that_going_on_needs(run_alone: Path) -> None:
+    content = torch.load(run_alone / "checkpoint_epoch_2_seed42.pth", weights_only=True)
+    assert {"model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "rng"} <= set(
+        content
+    )
+    assert content["epoch"] == 2 and content["args"]["seed"] == 42
+    assert 0 <= content["opt_threshold_f1"] <= 1 and content["val_dice"] == content["metrics"]["val_dice_opt"]
+    model = severstal.build_network(severstal.Config.debug())
+    model.load_state_dict(content["model_state_dict"])
+
+
+@pytest.mark.row("S34")
+def test_args_say_every_value_the_versions_the_commit_and_the_data(run_alone: Path, config: severstal.Config) -> None:
+    told = json.loads((run_alone / "args.json").read_text())
+    assert told["args"].keys() == configuration.to_values(config).keys()
+    assert told["versions"]["torch"] == torch.__version__
+    assert told["data_sha256"] == dataset.manifest(config.data)["sha256"]
+    assert told["commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", told["commit"])
+
+
+def test_a_table_of_something_else_is_not_written_over(config: severstal.Config, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics_seed42.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"metrics_seed42.csv: is not the table of such a run; move it away"):
+        next(iter(severstal.train(replace(config, out=str(tmp_path)), resume=trained)))

@@ -178,6 +178,11 @@ def deal(data: Data, samples: Samples, sources: Sequence[Source]) -> Splits:
     )
 
 
+def content_hash(data: Data) -> str:
+    """Return the SHA-256 of all files that strips are made of."""
+    return cache.content_hash(reader.files(find(data).sources), folder=cache.cache_folder(data.cache))
+
+
 def manifest(data: Data) -> dict[str, Any]:
     """Return what the data is, for a person to check before believing a score; no test picture is opened."""
     found = find(data)
@@ -186,7 +191,7 @@ def manifest(data: Data) -> dict[str, Any]:
     sizes = np.array([size_of(samples, index) for index in range(len(samples))])
     groups = Counter(samples.groups)
     return {
-        "sha256": cache.content_hash(reader.files(found.sources), folder=cache.cache_folder(data.cache)),
+        "sha256": content_hash(data),
         "form": found.form,
         "samples": {name: len(made[name]) for name in splits.NAMES},
         "groups": {name: len({samples.groups[index] for index in made[name]}) for name in splits.NAMES},
