@@ -51,6 +51,7 @@ KEYS = {
     "latency": {"latency_ratio", "macs_ratio"},
     "int8": {"size_ratio", "dice_loss"},
     "evaluation": {"threshold_error", "auprc_error", "memory_growth_mib"},
+    "loader": {"cached_over_decoding"},
 }
 NAMES = benchmarks.names()
 
