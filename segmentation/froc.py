@@ -133,17 +133,21 @@ def recall_at(detections: Detections, budget: float) -> float:
 
     Nothing is interpolated: it is the recall of a score that could be asked for.
     """
+    return _recall_at(detections, curve(detections), budget)
+
+
+def _recall_at(detections: Detections, found: Curve, budget: float) -> float:
     if detections.lesions.sum() == 0:
         return float("nan")
-    found = curve(detections)
     allowed = found.recall[found.false_positives <= budget + 1e-9]
     return float(allowed[-1]) if len(allowed) else 0.0
 
 
 def scores(detections: Detections, *, budget: float = 1.0) -> dict[str, float | None]:
     """Return recall_fp_image, at the budget, recall_fp_0.125 to _8, and their mean, froc; None without lesions."""
-    at = {f"recall_fp_{each:g}": recall_at(detections, each) for each in BUDGETS}
-    told = {"recall_fp_image": recall_at(detections, budget), **at, "froc": float(np.mean(list(at.values())))}
+    found = curve(detections)
+    at = {f"recall_fp_{each:g}": _recall_at(detections, found, each) for each in BUDGETS}
+    told = {"recall_fp_image": _recall_at(detections, found, budget), **at, "froc": float(np.mean(list(at.values())))}
     return {name: defined(value) for name, value in told.items()}
 
 

@@ -161,10 +161,16 @@ def with_most_classes(samples: Samples, indices: Sequence[int], count: int) -> l
 
 
 @torch.inference_mode()
-def examples(model: nn.Module, samples: Samples, shown: Sequence[int], normaliser: Normaliser) -> list[figures.Example]:
-    """Return some samples, each with the classes' probabilities that a network gives its pixels."""
+def examples(
+    model: nn.Module, samples: Samples, shown: Sequence[int], normaliser: Normaliser, *, multilabel: bool = False
+) -> list[figures.Example]:
+    """Return some samples, each with the classes' probabilities that a network gives its pixels.
+
+    multilabel: classes may share a pixel.
+    """
     image = torch.cat([normaliser(torch.from_numpy(samples.image(index).copy())[None]) for index in shown])
-    probability = model(image.to(next(model.parameters()).device)).float().softmax(1).cpu().numpy()
+    logits = model(image.to(next(model.parameters()).device)).float()
+    probability = (logits.sigmoid() if multilabel else logits.softmax(1)).cpu().numpy()
     return [
         figures.Example(
             name=samples.names[index], image=image[row].numpy(), probability=probability[row], mask=samples.mask(index)
@@ -269,6 +275,13 @@ def refuse_same_names(pictures: Iterable[Path]) -> None:
         if (other := found.setdefault(stem, path)) != path:
             both = f"{other.name} and {path.name}"
             raise DataError(f"{path.parent}: predictions of {both} would have one name; rename one of them")
+
+
+def write_torch(content: Mapping[str, Any], path: Path) -> None:
+    """Write a file of torch.save, which appears under its name only when it is whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(dict(content), temporary)
+    temporary.replace(path)
 
 
 def save_curves(path: Path, checkpoint: Path, score: str) -> list[str]:

@@ -491,18 +491,5 @@ def _draw_strips(
     samples: Samples, indices: Sequence[int], normaliser: Normaliser, model: nn.Module, path: Path
 ) -> None:
     shown = sorted(_model.spread(indices, 16), key=lambda index: not samples.mask(index).any())[:SHOWN]
-    drawing.strips(path, _examples(model, samples, shown, normaliser), multilabel=True)
-
-
-@torch.inference_mode()
-def _examples(
-    model: nn.Module, samples: Samples, shown: Sequence[int], normaliser: Normaliser
-) -> list[drawing.Example]:
-    image = torch.cat([normaliser(torch.from_numpy(samples.image(index).copy())[None]) for index in shown])
-    probability = model(image.to(next(model.parameters()).device)).float().sigmoid().cpu().numpy()
-    return [
-        drawing.Example(
-            name=samples.names[index], image=image[row].numpy(), probability=probability[row], mask=samples.mask(index)
-        )
-        for row, index in enumerate(shown)
-    ]
+    examples = _model.examples(model, samples, shown, normaliser, multilabel=True)
+    drawing.strips(path, examples, multilabel=True)

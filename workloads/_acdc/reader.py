@@ -19,6 +19,7 @@ import numpy as np
 from segmentation import images, nifti
 from segmentation.epoch import DataError
 from segmentation.nifti import Head
+from workloads._listing import listed
 
 Array = np.ndarray[Any, Any]
 Layout = Literal["original", "nnunet", "pairs"]
@@ -26,7 +27,6 @@ Phase = Literal["ED", "ES", ""]
 
 FRAME = re.compile(r"^(?P<patient>.+)_frame(?P<frame>\d+)$")
 MARK, FIRST_CHANNEL, INFO = "_gt", "_0000", "Info.cfg"
-LISTED = 5
 LAYOUTS = "patientXXX/patientXXX_frameNN.nii.gz, imagesTr/ and labelsTr/, or images/ and masks/"
 
 
@@ -175,7 +175,7 @@ def _refuse_lonely(root: Path, pictures: set[str], masks: set[str]) -> None:
     if not pictures | masks:
         raise DataError(f"{root}: holds no image with a mask; expected {LAYOUTS}")
     lonely = {"image without mask": pictures - masks, "mask without image": masks - pictures}
-    problems = [f"{len(names)} {what}: {_listed(names)}" for what, names in lonely.items() if names]
+    problems = [f"{len(names)} {what}: {listed(sorted(names))}" for what, names in lonely.items() if names]
     if problems:
         raise DataError(f"{root}: {'; '.join(problems)}; add the missing files, or move their other halves away")
 
@@ -221,8 +221,3 @@ def _plane(plane: tuple[Any, ...]) -> str:
 
 def _text(shape: Sequence[float]) -> str:
     return "x".join(f"{length:g}" for length in shape)
-
-
-def _listed(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:LISTED]) + (f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else "")

@@ -17,6 +17,7 @@ from segmentation.epoch import DataError
 from segmentation.samples import Sample, Samples, size_text
 from segmentation.splits import Splits
 from segmentation.tiling import Window
+from workloads._listing import listed
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[str, Path, Path]
@@ -25,7 +26,6 @@ EMBEDDED = Path(__file__).parent.parent / "data" / "nuclei"
 EMBEDDED_CLASSES = ("background", "interior", "boundary")
 # Part of the cache's key: raise it where the same files and settings are to be decoded otherwise.
 VERSION = 1
-LISTED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def find_pairs(data: Data) -> list[Pair]:
     pictures = _by_name(root / data.images, "", data)
     masks = _by_name(root / data.masks, data.mask_suffix, data)
     lonely = {"image without mask": pictures.keys() - masks, "mask without image": masks.keys() - pictures}
-    problems = [f"{len(names)} {what}: {_listed(names)}" for what, names in lonely.items() if names]
+    problems = [f"{len(names)} {what}: {listed(sorted(names))}" for what, names in lonely.items() if names]
     if problems:
         raise DataError(f"{root}: {'; '.join(problems)}; an image and its mask have the same name")
     return [(name, pictures[name], masks[name]) for name in sorted(pictures)]
@@ -135,7 +135,7 @@ def to_classes(mask: Array, data: Data, path: Path) -> Array:
     if stray := sorted(set(found.tolist()) - {*values, data.ignore_index}):
         allowed = ", ".join(map(str, values))
         remedy = f"expected {allowed}, or {data.ignore_index} to ignore; list each class's value in data.value_map"
-        raise DataError(f"{path}: values {_listed(stray)} are outside the {data.classes} classes; {remedy}")
+        raise DataError(f"{path}: values {listed(sorted(stray))} are outside the {data.classes} classes; {remedy}")
     classes = np.full(mask.shape, data.ignore_index, np.uint8)
     for index, value in enumerate(values):
         classes[mask == value] = index
@@ -326,11 +326,5 @@ def _warnings(data: Data, made: Splits, per_split: dict[str, Array]) -> Iterator
         yield "fewer than three images: split by region, so that scores say little about other images"
     for name, pixels in per_split.items():
         if missing := [label for label, count in zip(class_names(data), pixels, strict=True) if count == 0]:
-            yield f"split {name} has no pixel of {_listed(missing)}; try another data.split_seed or data.fractions"
-
-
-def _listed(values: Iterable[Any]) -> str:
-    """Return the first few in order, and how many more there are."""
-    ordered = sorted(values)
-    more = f" and {len(ordered) - LISTED} more" if len(ordered) > LISTED else ""
-    return ", ".join(map(str, ordered[:LISTED])) + more
+            remedy = "try another data.split_seed or data.fractions"
+            yield f"split {name} has no pixel of {listed(sorted(missing))}; {remedy}"

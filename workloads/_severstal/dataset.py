@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +27,6 @@ from workloads._severstal import duplicates, generator, reader
 from workloads._severstal.annotations import TITLES, Mask, decode_runs, encode_runs
 from workloads._severstal.generator import Synthetic
 from workloads._severstal.reader import Choice, Found, Source
-
-logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Raise when decoding changes, so that samples cached before are not mistaken for new ones."""
@@ -99,12 +96,7 @@ def load(data: Data) -> tuple[Samples, Splits]:
     Raises:
         DataError: naming the file that cannot be used, or if the splits cannot be made.
     """
-    found = find(data)
-    samples = cache.cached(
-        _key(data, found.sources), lambda: decode(data, found.sources), folder=cache.cache_folder(data.cache)
-    )
-    made = deal(data, samples, found.sources)
-    return samples.seal(made.test), made
+    return _load(data, find(data).sources)
 
 
 def load_once(data: Data) -> tuple[Samples, Splits]:
@@ -139,17 +131,12 @@ def letterbox(data: Data, size: Sequence[int]) -> Letterbox:
     return Letterbox((height, width), (data.image_size[1], data.image_size[0]))
 
 
-def size_of(samples: Samples, index: int) -> tuple[int, int]:
-    """Return a strip's own height and width."""
-    height, width = json.loads(samples.extra(index)["size"])
-    return height, width
-
-
 def native_mask(samples: Samples, index: int) -> Mask:
     """Return a strip's mask (K, H, W) at its own size; raises like `Samples.mask`."""
     samples.refuse_sealed(index)
-    noted, size = samples.extra(index), size_of(samples, index)
-    return np.stack([decode_runs(text, size, samples.names[index]) for text in json.loads(noted["runs"])])
+    noted = samples.extra(index)
+    height, width = json.loads(noted["size"])
+    return np.stack([decode_runs(text, (height, width), samples.names[index]) for text in json.loads(noted["runs"])])
 
 
 def is_defective(samples: Samples, index: int) -> bool:
@@ -180,18 +167,19 @@ def deal(data: Data, samples: Samples, sources: Sequence[Source]) -> Splits:
 
 def content_hash(data: Data) -> str:
     """Return the SHA-256 of all files that strips are made of."""
-    return cache.content_hash(reader.files(find(data).sources), folder=cache.cache_folder(data.cache))
+    return _content_hash(data, find(data).sources)
 
 
 def manifest(data: Data) -> dict[str, Any]:
     """Return what the data is, for a person to check before believing a score; no test picture is opened."""
     found = find(data)
-    samples, made = load(data)
-    pixels = np.array([json.loads(samples.extra(index)["pixels"]) for index in range(len(samples))])  # (N, 4)
-    sizes = np.array([size_of(samples, index) for index in range(len(samples))])
+    samples, made = _load(data, found.sources)
+    notes = [samples.extra(index) for index in range(len(samples))]
+    pixels = np.array([json.loads(note["pixels"]) for note in notes])  # (N, 4)
+    sizes = np.array([json.loads(note["size"]) for note in notes])
     groups = Counter(samples.groups)
     return {
-        "sha256": content_hash(data),
+        "sha256": _content_hash(data, found.sources),
         "form": found.form,
         "samples": {name: len(made[name]) for name in splits.NAMES},
         "groups": {name: len({samples.groups[index] for index in made[name]}) for name in splits.NAMES},
@@ -211,16 +199,16 @@ def manifest(data: Data) -> dict[str, Any]:
     }
 
 
-def warn_if_synthetic(data: Data) -> None:
-    """Say loudly that scores mean nothing for real strips."""
-    for warning in _synthetic_warning(data):
-        logger.warning("%s", warning)
-
-
 @functools.lru_cache(maxsize=8)
 def _loaded(data: Data, folder: Path) -> tuple[Path, Splits]:
     samples, made = load(data)
     return samples.path, made
+
+
+def _load(data: Data, sources: Sequence[Source]) -> tuple[Samples, Splits]:
+    samples = cache.cached(_key(data, sources), lambda: decode(data, sources), folder=cache.cache_folder(data.cache))
+    made = deal(data, samples, sources)
+    return samples.seal(made.test), made
 
 
 def _of_folders(data: Data, samples: Samples, parts: Sequence[str]) -> Splits:
@@ -260,10 +248,12 @@ def _held_out(data: Data, samples: Samples, strata: Sequence[str]) -> set[str]:
 def _key(data: Data, sources: Sequence[Source]) -> str:
     """Return a name for what decoding gives; who has which is no part of it."""
     settings = [VERSION, data.task, data.image_size, data.duplicates, [source.name for source in sources]]
-    contents = cache.content_hash(
-        reader.files(sources), extra=json.dumps(settings), folder=cache.cache_folder(data.cache)
-    )
+    contents = _content_hash(data, sources, json.dumps(settings))
     return f"severstal-{hashlib.sha256(contents.encode()).hexdigest()[:32]}"
+
+
+def _content_hash(data: Data, sources: Sequence[Source], extra: str = "") -> str:
+    return cache.content_hash(reader.files(sources), extra=extra, folder=cache.cache_folder(data.cache))
 
 
 def _synthetic_warning(data: Data) -> Iterator[str]:

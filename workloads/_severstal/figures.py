@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segmentation import figures
 from segmentation.augmentation import Augmenter
+from segmentation.letterbox import Letterbox
 from segmentation.loading import generator
 from segmentation.normalisation import Normaliser
 from segmentation.samples import Samples
@@ -42,7 +43,9 @@ class Pictures:
 
     def _panel(self, name: str, logits: Tensor, mask: npt.NDArray[Any], laid: npt.NDArray[np.uint8]) -> Path:
         """Write the strip, the truth over it and the prediction over it, one below the other."""
-        picture = np.asarray(scoring.fitted_back(laid, (logits.shape[-2], logits.shape[-1])).clip(0, 255), np.uint8)
+        box = Letterbox((logits.shape[-2], logits.shape[-1]), (laid.shape[-2], laid.shape[-1]))
+        back = box.back(torch.from_numpy(laid.copy())[None])[0].permute(1, 2, 0)
+        picture = np.asarray(back.clamp(0, 255), np.uint8)
         called = scoring.called(logits, self.cut).astype(np.float32)
         painted = [figures.composite_map(each) for each in (mask.astype(np.float32), called)]
         rows = [picture, *(figures.blend(picture, one) for one in painted)]

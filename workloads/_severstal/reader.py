@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from segmentation.epoch import DataError
 from segmentation.images import SUFFIXES, image_size
+from workloads._listing import listed
 from workloads._severstal.annotations import TITLES, Mask, classes_in, decode_runs, read_annotation
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,6 @@ COLUMNS, OLDER_COLUMNS = ("ImageId", "ClassId", "EncodedPixels"), ("ImageId_Clas
 SPLITS: dict[str, Part] = {"train_split": "train", "val_split": "validation", "test_split": "test"}
 RAW = "raw/severstal"
 LAYOUTS = f"{TABLE} and {PICTURES}/, or img/ and ann/, or {', '.join(SPLITS)} with img/ and ann/ in each"
-LISTED = 5
 CELL = 2**23
 """The longest cell of a CSV file, in letters: csv's own limit is what some masks take."""
 
@@ -233,7 +233,7 @@ def _refuse_twice(root: Path, sources: Sequence[Source]) -> None:
     counts = Counter(source.name for source in sources)
     if twice := sorted(name for name, count in counts.items() if count > 1):
         raise DataError(
-            f"{root}: {len(twice)} strips stand in two splits: {_listed(twice)}; keep each in one, or rename it"
+            f"{root}: {len(twice)} strips stand in two splits: {listed(twice)}; keep each in one, or rename it"
         )
 
 
@@ -285,7 +285,3 @@ def _key(where: str, cells: Mapping[str, str], titles: Sequence[str]) -> tuple[s
         expected = f"expected a class from 1 to {len(titles)}"
         raise DataError(f"{where}: {column} of {name} says {class_text!r}; {expected}: declare it, or remove the row")
     return name, int(class_text)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

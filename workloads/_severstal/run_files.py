@@ -21,31 +21,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import durable
 from segmentation import checkpoints, ranks
 from segmentation.epoch import DataError, Epoch
+from workloads import _model
 
-COLUMNS = {
-    "epoch": "epoch",
-    "train_loss": "train_loss",
-    "val_loss": "val_loss",
-    "val_iou_fixed": "val_iou_fixed",
-    "val_dice_fixed": "val_dice_fixed",
-    "val_iou_opt": "val_iou_opt",
-    "val_dice_opt": "val_dice_opt",
-    "opt_threshold_f1": "opt_threshold_f1",
-    "opt_threshold_dice": "opt_threshold_dice",
-    "iou_50": "iou_50",
-    "iou_75": "iou_75",
-    "iou_90": "iou_90",
-    "auprc": "auprc",
-    "recall_fp_image": "recall_fp_image",
-    "learning_rate": "lr",
-    "epoch_time": "epoch_time",
-}
-"""The CSV's columns in their order, and what an epoch calls them."""
+COLUMNS = (
+    *("epoch", "train_loss", "val_loss", "val_iou_fixed", "val_dice_fixed", "val_iou_opt", "val_dice_opt"),
+    *("opt_threshold_f1", "opt_threshold_dice", "iou_50", "iou_75", "iou_90", "auprc", "recall_fp_image"),
+    *("learning_rate", "epoch_time"),
+)
+"""Of the CSV, in their order; what an epoch reports by these names, and three more."""
 BEST = {"dice": "val_dice_opt", "iou": "val_iou_opt"}
 """What the best epochs are best by."""
 
@@ -97,14 +83,15 @@ class RunFolder:
         content = self._checkpoint(epoch)
         if ranks.place()[0]:
             return
-        values = {**epoch.metrics, "epoch": epoch.number, "epoch_time": round(seconds, 3)}
-        row = {column: str(values.get(name, "")) for column, name in COLUMNS.items()}
+        more = {"epoch": epoch.number, "learning_rate": epoch.metrics["lr"], "epoch_time": round(seconds, 3)}
+        values = {**epoch.metrics, **more}
+        row = {column: str(values.get(column, "")) for column in COLUMNS}
         for kind, name in BEST.items():
             best = max((float(before[name]) for before in self.rows if before[name]), default=-1.0)
             if name in epoch.metrics and epoch.metrics[name] > best:
                 self._keep_best(kind, epoch.metrics[name], content)
         if self.save_every and epoch.number % self.save_every == 0:
-            _write(content, self.folder / f"checkpoint_epoch_{epoch.number}_seed{self.seed}.pth")
+            _model.write_torch(content, self.folder / f"checkpoint_epoch_{epoch.number}_seed{self.seed}.pth")
         self.rows.append(row)
         with self.table.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
@@ -114,7 +101,7 @@ class RunFolder:
     def _keep_best(self, kind: str, score: float, content: Mapping[str, Any]) -> None:
         """Write the best checkpoint; the one before goes only when the new one is whole."""
         path = self.folder / f"best_{kind}_{score:.4f}_seed{self.seed}.pth"
-        _write(content, path)
+        _model.write_torch(content, path)
         for other in self.folder.glob(f"best_{kind}_*_seed{self.seed}.pth"):
             if other != path:
                 other.unlink()
@@ -158,9 +145,3 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _write(content: Mapping[str, Any], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(dict(content), temporary)
-    temporary.replace(path)

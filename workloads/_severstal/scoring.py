@@ -22,7 +22,6 @@ from segmentation.collecting import Collector
 from segmentation.evaluation import ImageScores, defined
 from segmentation.froc import Detections
 from segmentation.histograms import Histograms
-from segmentation.letterbox import Letterbox
 from segmentation.operating_points import Empty, Thresholds
 from segmentation.samples import Samples
 from segmentation.training import Batch
@@ -47,13 +46,13 @@ class Found:
 
 def native(data: Data, samples: Samples, logits: Tensor, index: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield logits and masks (n, K, H, W) at the strips' own size, and their numbers, one size after the other."""
-    places = defaultdict(list)
-    for row, number in enumerate(index.tolist()):
-        places[dataset.size_of(samples, number)].append(row)
-    for size, rows in places.items():
-        numbers = index[rows]
-        masks = np.stack([dataset.native_mask(samples, number) for number in numbers.tolist()])
-        yield dataset.letterbox(data, size).back(logits[rows]), torch.from_numpy(masks), numbers
+    masks = [dataset.native_mask(samples, number) for number in index.tolist()]
+    rows_of = defaultdict(list)
+    for row, mask in enumerate(masks):
+        rows_of[mask.shape[1:]].append(row)
+    for size, rows in rows_of.items():
+        own = torch.from_numpy(np.stack([masks[row] for row in rows]))
+        yield dataset.letterbox(data, size).back(logits[rows]), own, index[rows]
 
 
 def look(
@@ -99,7 +98,6 @@ def epoch_scores(found: Found, thresholds: Thresholds, budget: float) -> dict[st
     at_dice = operating_points.scores(operating_points.counts_at(found.pixels, thresholds.dice), empty)
     nothing_called = operating_points.scores(operating_points.all_empty(found.pixels), empty)
     values: dict[str, npt.ArrayLike] = {
-        "val_loss": found.scores.losses,
         "val_iou_fixed": fixed["image_iou"],
         "val_dice_fixed": fixed["image_dice"],
         "val_iou_opt": at_dice["image_iou"],
@@ -114,7 +112,8 @@ def epoch_scores(found: Found, thresholds: Thresholds, budget: float) -> dict[st
         "recall_per_image": at_f1["recall_per_image"],
     }
     means = {name: _mean(value) for name, value in values.items()}
-    return {name: value for name, value in means.items() if value is not None}
+    known = {name: value for name, value in means.items() if value is not None}
+    return {"val_loss": float(found.scores.losses.mean()), **known}
 
 
 def learn(found: Found, samples: Samples, empty: Empty) -> Thresholds:
@@ -127,13 +126,6 @@ def called(logits: Tensor, cut: float | Sequence[float]) -> npt.NDArray[np.bool_
     cuts = torch.tensor(cut, dtype=torch.float32).view(-1, 1, 1)
     found: npt.NDArray[np.bool_] = (logits.sigmoid() > cuts).numpy()
     return found
-
-
-def fitted_back(laid: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Return (H, W, C) of a picture (C, *canvas), at its own size (height, width)."""
-    height, width = laid.shape[1:]
-    back = Letterbox(size, (height, width)).back(torch.from_numpy(laid.copy())[None].float())[0]
-    return back.permute(1, 2, 0).numpy()
 
 
 def _mean(value: Any) -> float | None:

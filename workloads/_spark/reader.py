@@ -22,6 +22,7 @@ import numpy.typing as npt
 import durable
 from segmentation.epoch import DataError
 from segmentation.images import read_image, read_rgb
+from workloads._listing import listed
 from workloads._spark.classes import COLOURS, FAR, nearest_class
 
 Array = npt.NDArray[Any]
@@ -30,7 +31,6 @@ MaskResize = Literal["classes_first", "rgb_first"]
 
 COLUMNS = ("Class", "Image name", "Mask name")
 TEST_SUFFIXES = (".jpg", ".jpeg", ".png")
-LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def find(part: Part, table: Path, image_root: Path, mask_root: Path) -> list[Sou
     """
     sources = [_source(table, part, row, image_root, mask_root) for row in _rows(table)]
     if twice := [name for name, count in Counter(source.name for source in sources).items() if count > 1]:
-        raise DataError(f"{table}: {len(twice)} pictures stand in it twice: {_listed(twice)}; keep one row of each")
+        raise DataError(f"{table}: {len(twice)} pictures stand in it twice: {listed(twice)}; keep one row of each")
     _refuse_missing(table, sources)
     return sources
 
@@ -131,9 +131,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
     if not rows:
         raise DataError(f"{table}: holds no row; expected one for each picture")
     if empty := [str(line) for line, row in enumerate(rows, start=2) if not all(row[column] for column in COLUMNS)]:
-        raise DataError(
-            f"{table}: {len(empty)} rows with an empty cell, in lines {_listed(empty)}; fill or remove them"
-        )
+        raise DataError(f"{table}: {len(empty)} rows with an empty cell, in lines {listed(empty)}; fill or remove them")
     return rows
 
 
@@ -174,8 +172,3 @@ def _read_colours(path: Path) -> npt.NDArray[np.uint8]:
             f"{path}: is grey, up to {array.max()}; expected the colours {', '.join(map(str, COLOURS))}; {hint}"
         )
     return read_rgb(path)
-
-
-def _listed(values: Sequence[str]) -> str:
-    more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""
-    return ", ".join(values[:LISTED]) + more

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 from segmentation import limits
 from segmentation.epoch import DataError
 from segmentation.images import image_size
+from workloads._listing import listed
 from workloads._spark.classes import paint
 
 Pixels = npt.NDArray[np.uint8]
@@ -30,7 +31,6 @@ Kind = Literal["bool", "uint8"]
 KEY = "data"
 ZIP_FILE = "submission.zip"
 SUFFIX = "_layer.npz"
-LISTED = 5
 
 
 def to_classes(logits: Tensor, size: tuple[int, int], upsample: Upsample = "logits") -> Pixels:
@@ -95,9 +95,9 @@ def problems(folder: Path, images: Sequence[Path]) -> list[str]:
     there = {path.name: path for path in sorted(folder.glob("*.npz"))}
     found = []
     if missing := sorted(wanted.keys() - there):
-        found.append(f"{len(missing)} of {len(wanted)} predictions are missing: {_listed(missing)}")
+        found.append(f"{len(missing)} of {len(wanted)} predictions are missing: {listed(missing)}")
     if beyond := sorted(there.keys() - wanted):
-        found.append(f"{len(beyond)} files belong to none of the {len(wanted)} pictures: {_listed(beyond)}")
+        found.append(f"{len(beyond)} files belong to none of the {len(wanted)} pictures: {listed(beyond)}")
     kinds: dict[str, list[str]] = {}
     for name in sorted(wanted.keys() & there):
         layer, problem = _read(there[name])
@@ -119,7 +119,7 @@ def write_zip(folder: Path, images: Sequence[Path]) -> Path:
         DataError: if anything is wrong: how much, and the first few.
     """
     if wrong := problems(folder, images):
-        raise DataError(f"{folder}: {len(wrong)} problems, no {ZIP_FILE} written: {_listed(wrong)}; predict again")
+        raise DataError(f"{folder}: {len(wrong)} problems, no {ZIP_FILE} written: {listed(wrong)}; predict again")
     files = [folder / f"{name}{SUFFIX}" for name in sorted(stems(images))]
     return _whole(folder / ZIP_FILE, lambda path: _pack(path, files))
 
@@ -186,8 +186,3 @@ def _whole(path: Path, write: Callable[[Path], Any]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def _listed(values: Sequence[str]) -> str:
-    more = f" and {len(values) - LISTED} more" if len(values) > LISTED else ""
-    return ", ".join(values[:LISTED]) + more

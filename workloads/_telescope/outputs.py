@@ -19,6 +19,7 @@ import durable
 from segmentation import checkpoints, figures, splits
 from segmentation.epoch import Epoch
 from segmentation.splits import Splits
+from workloads import _model
 from workloads._telescope import runlog
 from workloads._telescope.figures import LINE_COLOURS, MEAN_COLOUR
 
@@ -56,7 +57,7 @@ class RunFolder:
         durable.write(self.history, json.dumps(self.rows))
         content = reference_checkpoint(epoch)
         for kind in ("last", "best") if best else ("last",):
-            _write_torch(content, self.folder / checkpoint_name(self.variant, epoch.number, kind))
+            _model.write_torch(content, self.folder / checkpoint_name(self.variant, epoch.number, kind))
         if self.keep_last:
             prune(self.folder, self.variant, "last", self.keep_last)
             prune(self.folder, self.variant, "best", 1)
@@ -141,9 +142,3 @@ def _best(rows: Sequence[Row]) -> float:
 def _epoch(path: Path, prefix: str, suffix: str) -> int | None:
     digits = path.name.removeprefix(prefix).removesuffix(suffix)
     return int(digits) if digits.isdigit() else None
-
-
-def _write_torch(content: Mapping[str, Any], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(dict(content), temporary)
-    temporary.replace(path)
