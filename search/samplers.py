@@ -58,7 +58,7 @@ def make(spec: SearchSpec, number: int) -> BaseSampler:
     same points again. Grid and quasi-random sequences keep their place in the study and get one seed for all.
     """
     name, _ = choose(spec)
-    drawn, constant = trial_seed(spec.search.seed, number), trial_seed(spec.search.seed, 0)
+    drawn, constant = _entropy(spec.search.seed, number), trial_seed(spec.search.seed, 0)
     startup = max(4, min(10, spec.search.trials // 4))
     conditional = any(parameter.when for parameter in spec.parameters)
     with warnings.catch_warnings():
@@ -142,6 +142,19 @@ def draw_again(trial: optuna.trial.Trial, parameter: Parameter) -> None:
 
 
 def trial_seed(search_seed: int, number: int) -> int:
-    """Return a seed in [0, 2**31) that depends on the search's seed and the trial's number only."""
-    digest = hashlib.sha256(f"{search_seed}:{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    """Return a seed in [0, 2**31) that depends on the search's seed and the trial's number only.
+
+    Wide enough for training; of the trials of a long search two may share it (in 35,000 with odds of one in four).
+    """
+    return int.from_bytes(_digest(search_seed, number)[:4], "big") >> 1
+
+
+def _entropy(search_seed: int, number: int) -> Any:
+    # Optuna's samplers say that a seed is an int, and hand it to numpy's RandomState, which takes words too: with
+    # 256 bits no two trials draw the same.
+    digest = _digest(search_seed, number)
+    return [int.from_bytes(digest[start : start + 4], "big") for start in range(0, len(digest), 4)]
+
+
+def _digest(search_seed: int, number: int) -> bytes:
+    return hashlib.sha256(f"{search_seed}:{number}".encode()).digest()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,6 +164,19 @@ def test_seeds_differ_by_trial_and_by_search(seed: int, number: int, step: int) 
     assert first == samplers.trial_seed(seed, number)
     assert first != samplers.trial_seed(seed, number + step)
     assert first != samplers.trial_seed(seed + step, number)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"auto", "grid", "qmc"}))
+def test_trials_whose_seeds_of_31_bits_are_one_draw_apart(toy: Load, sampler: str) -> None:
+    # Two trials of a long search had one configuration; a grid and a sequence keep their places instead.
+    alike = (12869, 26998)
+    assert len({samplers.trial_seed(0, number) for number in alike}) == 1
+    drawn = set()
+    for number in alike:
+        study = optuna.create_study(sampler=samplers.make(toy(search={"sampler": sampler, "seed": 0}), number))
+        drawn.add(study.ask().suggest_float("lr", 0, 1))
+    assert len(drawn) == 2
 
 
 def test_another_seed_is_another_search(toy: Load, tmp_path: Path) -> None:
