@@ -4,6 +4,8 @@ VENV    ?= .venv
 SPACE   ?= nuclei.yaml
 PYTHON  ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN     := $(VENV)/bin/python
+JOBS    ?= 2
+PYTEST  := $(RUN) -m pytest -n $(JOBS) --dist loadfile
 READY   := $(VENV)/.ready
 PENDING := $(VENV)/.installing
 POSTGRES := $(shell command -v initdb || ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)
@@ -41,11 +43,11 @@ $(READY): requirements.lock $(BROKEN)
 tune: setup ## search: SPACE=nuclei.yaml, more flags in ARGS="--set search.trials=64"
 	@$(RUN) tune.py --space $(SPACE) $(ARGS)
 
-test: setup report-browser postgres lint ## lint and all tests that need neither a GPU nor patience; more flags in ARGS
-	@$(RUN) -m pytest $(ARGS)
+test: setup report-browser postgres lint ## lint and all tests that need neither a GPU nor patience; JOBS processes, more flags in ARGS
+	@$(PYTEST) $(ARGS)
 
 faults: setup ## break searches in every way and count what is lost: a table
-	@$(RUN) -m pytest -m faults tests/faults $(ARGS)
+	@$(PYTEST) -m faults tests/faults $(ARGS)
 
 lint: setup ## ruff, mypy and the rules about imports
 	@echo "lint: ruff, mypy, imports"

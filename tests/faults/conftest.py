@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def ray_address(ray_cluster: None) -> str:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the table, and write it where $FAULTS_OUT says."""
     table = config.stash.get(TABLE, None)
-    if table is None:
+    if table is None or not table.counts:
         return
     terminalreporter.section("nothing lost")
     for line in table.lines():
@@ -40,8 +41,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         Path(where).write_text(json.dumps(table.plain(), indent=1) + "\n")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add to the table what one of several processes was told."""
+    node.config.stash.setdefault(TABLE, Table()).add(getattr(node, "workeroutput", {}).get("faults", {}))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run of all tests where a row counted too little, such as too few kills."""
+    """Fail a run of all tests where a row counted too little, such as too few kills; a worker hands its part on."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = session.config.stash.setdefault(TABLE, Table()).plain()
+        return
     table, options = session.config.stash.get(TABLE, None), session.config.option
     part = options.keyword or any("::" in argument or argument.endswith(".py") for argument in session.config.args)
     if table is not None and not part and not table.holds() and session.exitstatus == pytest.ExitCode.OK:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -64,13 +64,16 @@ class Table:
 
     def tell(self, fault: str, done: str, **counts: float) -> None:
         """Add one test's counts to a row; AssertionError where they alone are worse than the bar."""
-        bar, row = BARS[fault], self.counts.setdefault(fault, {})
-        self.done.setdefault(fault, []).append(done)
-        for name, value in counts.items():
-            largest = name.endswith("_s") or name.startswith("most_")
-            row[name] = max(row.get(name, value), value) if largest else row.get(name, 0) + value
+        bar = BARS[fault]
+        self._add(fault, [done], counts)
         worse = {name: value for name, value in counts.items() if value > bar.at_most.get(name, float("inf"))}
         assert not worse, f"{fault}, {done}: {worse}; the bar is {bar}"
+
+    def add(self, plain: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add what another process was told, as `plain` gives it."""
+        for fault, row in plain.items():
+            if row["counted"]:
+                self._add(fault, row["done"], row["counted"])
 
     def holds(self) -> bool:
         """Return whether every row that was told keeps its bar."""
@@ -97,6 +100,13 @@ class Table:
             }
             for fault, bar in BARS.items()
         }
+
+    def _add(self, fault: str, done: Iterable[str], counts: Mapping[str, float]) -> None:
+        self.done.setdefault(fault, []).extend(done)
+        row = self.counts.setdefault(fault, {})
+        for name, value in counts.items():
+            largest = name.endswith("_s") or name.startswith("most_")
+            row[name] = max(row.get(name, value), value) if largest else row.get(name, 0) + value
 
     def _word(self, fault: str) -> str:
         """Return whether a row keeps its bar: yes, NO, too few of what was to be done or counted, or not run."""

@@ -23,6 +23,16 @@ def test_counts_add_up_and_seconds_are_the_longest() -> None:
     assert line(table, "late commit").endswith("not run")
 
 
+def test_what_several_processes_were_told_is_one_table() -> None:
+    one, other = Table(), Table()
+    one.tell("two drivers", "here", refused=2, slowest_s=2.0)
+    other.tell("two drivers", "there", refused=1, slowest_s=3.0)
+    one.add(other.plain())
+    assert one.counts == {"two drivers": {"refused": 3, "slowest_s": 3.0}}
+    assert "here, there" in line(one, "two drivers") and line(one, "two drivers").endswith("yes")
+    assert line(one, "late commit").endswith("not run")
+
+
 def test_what_is_worse_than_its_bar_fails_and_stays_in_the_table() -> None:
     table = Table()
     table.tell("driver killed", "seed 0", kills=30, finished=120, lost=0)
