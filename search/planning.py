@@ -77,6 +77,9 @@ def make(spec: SearchSpec, folder: Path, store: Store | None = None) -> Plan:
         manifest = module.prepare(started if training is None or begun else training)
     except ValueError as error:  # the workload's own word for data, or a parent, that cannot be used
         raise SpecError(str(error)) from error
+    counts = manifest.get("samples", {})
+    if counts.get("train") and not counts.get("test", 1):
+        raise SpecError("data: there is no test split, so the promoted could not be evaluated; add one, or deal anew")
     incumbent, notes = defaults(spec, configuration.to_values(config))
     _check_choices(spec, module, started, incumbent, None if begun else training)
     name, why = samplers.choose(spec)

@@ -143,6 +143,10 @@ class StudyPaths:
         """The parent, the Pareto set and all that were evaluated, with what they cost."""
         return self.folder / "pareto.csv"
 
+    def comparison(self, parameter: str) -> Path:
+        """The leaderboard in the order of the values of the one parameter that a search has, such as lr."""
+        return self.folder / f"{parameter.rpartition('.')[2]}_comparison.csv"
+
     @property
     def table(self) -> Path:
         """All trials as Parquet."""

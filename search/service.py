@@ -250,6 +250,8 @@ def write_outputs(plan: Plan, records: Sequence[TrialRecord], names: Sequence[st
     rows = leaderboard.rows(spec, records, promoted, evaluations)
     leaderboard.write_leaderboard(paths.leaderboard, rows, spec)
     leaderboard.write_table(paths.table, records, spec)
+    if len(spec.parameters) == 1:
+        leaderboard.write_comparison(paths.comparison(spec.parameters[0].name), rows, spec)
     table = workload.table_of(workload.load(spec.workload))
     compared = comparison.lines(spec, records, evaluations, table) if plan.compares else []
     if compared:

@@ -63,6 +63,11 @@ class FSDP(Single):
         assert self._whole is not None
         self._whole.network.cpu()
 
+    def step(self) -> None:
+        """Move the weights and forget the gradients."""
+        super().step()
+        self.grad_norm = _full(self.grad_norm)
+
     def relearn(self) -> None:
         """Tell the whole weights, which stand in for their parts within a pass, which of them learn now."""
         learning = [parameter.requires_grad for parameter in self.model.parameters()]

@@ -224,6 +224,12 @@ def all_empty(found: Histograms) -> Counts:
     return _counts(np.zeros_like(pixels), pixels)
 
 
+def all_called(found: Histograms) -> Counts:
+    """Return the counts (N, K, 4) of calling every pixel: the other thing that takes no looking."""
+    pixels = _checked(found).sum(-1, dtype=np.int64)
+    return _counts(pixels, pixels)
+
+
 def scores(counts: Counts, empty: Empty = "nan") -> dict[str, Scores]:
     """Return the scores of counts (N, K, 4), each (K,).
 
@@ -253,7 +259,7 @@ def iou_at_cuts(found: Histograms, empty: Empty = "nan") -> dict[str, Scores]:
 
 
 def report(found: Histograms, thresholds: Thresholds, channels: Sequence[str]) -> dict[str, Any]:
-    """Return all scores as plain data: at the frozen thresholds, at 0.5 beside them, and of calling nothing.
+    """Return all scores as plain data: at the frozen thresholds, at 0.5 beside them, of calling nothing and everything.
 
     `thresholds` are told with the hash of the run that they were learnt on; the convention is theirs.
     """
@@ -264,7 +270,7 @@ def report(found: Histograms, thresholds: Thresholds, channels: Sequence[str]) -
         )
     convention = thresholds.empty
     at = {"fixed": counts_at(found, FIXED), "f1": counts_at(found, thresholds.f1)}
-    at |= {"dice": counts_at(found, thresholds.dice), "all_empty": all_empty(found)}
+    at |= {"dice": counts_at(found, thresholds.dice), "all_empty": all_empty(found), "all_called": all_called(found)}
     blocks = {kind: scores(counts, convention) for kind, counts in at.items()}
     single = {**iou_at_cuts(found, convention), "auprc": auprc(found)}
     return {

@@ -125,15 +125,18 @@ def split(
     return splits
 
 
-def check(splits: Splits) -> None:
-    """Raise DataError if a sample or a group is in two splits, a split is empty, or a sample is in none."""
+def check(splits: Splits, *, tested: bool = True) -> None:
+    """Raise DataError if a sample or a group is in two splits, a split is empty, or a sample is in none.
+
+    tested: whether there has to be a test split.
+    """
     twice = [name for name, count in Counter(splits.names).items() if count > 1]
     if twice:
         raise DataError(f"{len(twice)} sample names occur twice, such as {twice[0]!r}; give every sample its own")
     for first, second in combinations(NAMES, 2):
         _refuse_shared("sample", splits.names, splits[first], splits[second], f"{first} and {second}")
         _refuse_shared(splits.key, splits.groups, splits[first], splits[second], f"{first} and {second}")
-    if empty := [name for name in NAMES if not splits[name]]:
+    if empty := [name for name in NAMES if not splits[name] and (tested or name != "test")]:
         raise DataError(f"split {empty[0]} is empty; change the fractions or add samples")
     dealt = [index for name in NAMES for index in splits[name]]
     if sorted(dealt) != list(range(len(splits.names))):
@@ -144,7 +147,7 @@ def check(splits: Splits) -> None:
 
 def write(splits: Splits, path: Path) -> None:
     """Write the splits as JSON: sample names of each split, what a group is, the group of each sample, the seed."""
-    check(splits)
+    check(splits, tested=False)
     members = {name: [splits.names[index] for index in splits[name]] for name in NAMES}
     record = {"group_key": splits.key, "seed": splits.seed, **members}
     record["groups"] = dict(zip(splits.names, splits.groups, strict=True))
@@ -173,7 +176,7 @@ def read(path: Path) -> Splits:
     except KeyError as error:
         raise DataError(f"{path}: {error} is missing; expected every sample of a split under 'groups'") from error
     try:
-        check(splits)
+        check(splits, tested=False)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     return splits

@@ -39,6 +39,8 @@ class Single:
     ) -> None:
         self.model, self.optimizer, self.scaler, self.clip_norm = model, optimizer, scaler, clip_norm
         self.rank, self.world = ranks.place()
+        self.grad_norm: Tensor | float | None = None
+        """Of the last step, in true units, before it was clipped; None where nothing is clipped."""
 
     def forward(self, image: Tensor, *, last: bool = True) -> Any:
         """Return what the network says of images (B, C, H, W); `last` as in `backward`."""
@@ -52,7 +54,7 @@ class Single:
         """Move the weights and forget the gradients."""
         if self.clip_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.forget()

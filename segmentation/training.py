@@ -300,7 +300,7 @@ def _epochs(
         _freeze(loop)
         clock = Clock(loop.device, on=loop.config.profile)
         _forget_peak(loop)
-        train_loss, deviation = _train_pass(loop, train_batches(progress.epoch), clock)
+        trained = _train_pass(loop, train_batches(progress.epoch), clock)
         lr = float(loop.strategy.optimizer.param_groups[0]["lr"])
         validated = is_validated(loop.config, progress.epoch)
         rewound = progress.epoch <= loop.config.rewind_epoch
@@ -310,7 +310,7 @@ def _epochs(
             weights = checkpoints.plain_weights(loop.best_model)
             loop.rewind = {name: tensor.clone() for name, tensor in weights.items()}
         scores = _validate(loop, validate) if validated else {}
-        metrics = {"train_loss": train_loss, "train_loss_std": deviation, **scores, "lr": lr, **_peak(loop)}
+        metrics = {**trained, **scores, "lr": lr, **_peak(loop)}
         metrics |= clock.percentages()
         if loop.config.on_oom == "accumulate":
             metrics["micro_batch"] = float(loop.micro_batch)
@@ -333,7 +333,8 @@ def reported(config: TrainingConfig) -> dict[str, str]:
     shares = {f"time_{part}": "min" for part in PARTS} if config.profile else {}
     on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
     memory = {PEAK: "min"} if on_gpu else {}
-    return {"train_loss": "min", "train_loss_std": "min", "lr": "max", **memory, **shares}
+    clipped = {"grad_norm": "min"} if config.clip_norm else {}
+    return {"train_loss": "min", "train_loss_std": "min", **clipped, "lr": "max", **memory, **shares}
 
 
 def _forget_peak(loop: Loop) -> None:
@@ -617,11 +618,15 @@ def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     return converted
 
 
-def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> tuple[float, float]:
-    """Run one epoch of steps; return the loss's mean over images, and its deviation over batches."""
+def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> dict[str, float]:
+    """Run one epoch of steps; return the loss's mean over images, its deviation over batches, and what is clipped.
+
+    That is the gradient's mean norm over steps, before they were clipped; those that fp16 skipped are left out.
+    """
     loop.model.train()
     every = 1 if loop.device.type == "cpu" else STEPS_BETWEEN_CHECKS_ON_GPU
     losses: list[Tensor] = []
+    norms: list[Tensor | float] = []
     sizes: list[int] = []
     for image, mask, index in clock.waiting(batches, "data"):
         _set_lr(loop, len(sizes))
@@ -629,6 +634,8 @@ def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> tuple[flo
             image, mask = _on(loop.device, image), _on(loop.device, mask)
         losses.append(_step(loop, image, mask, len(index), clock))
         sizes.append(len(index))
+        if loop.strategy.grad_norm is not None:
+            norms.append(loop.strategy.grad_norm)
         if len(sizes) % every == 0:
             with clock("sync"):
                 _check_finite(loop, losses[-every:], len(sizes))
@@ -639,7 +646,12 @@ def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> tuple[flo
         values, weights = torch.stack(losses).double().cpu(), torch.tensor(sizes, dtype=torch.float64)
         # All ranks take the same steps: what they share is the sum, and the number of images, of each of them.
         added, images = ranks.total(torch.stack([values * weights, weights]).to(loop.device)).cpu()
-    return float(added.sum() / images.sum()), float((added / images).std(correction=0))
+    found = {
+        "train_loss": float(added.sum() / images.sum()),
+        "train_loss_std": float((added / images).std(correction=0)),
+    }
+    steady = [norm for norm in map(float, norms) if math.isfinite(norm)]
+    return {**found, "grad_norm": sum(steady) / len(steady)} if steady else found
 
 
 def _step(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: Clock) -> Tensor:
@@ -831,7 +843,8 @@ def _weights_and_state(folder: Path, model: nn.Module, average: nn.Module | None
 @contextlib.contextmanager
 def _settings(config: TrainingConfig) -> Iterator[None]:
     """Set PyTorch's process-wide switches for the run, and set them back: the process may train others after it."""
-    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    benchmark, same = cudnn.benchmark, cudnn.deterministic
     deterministic, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -841,13 +854,13 @@ def _settings(config: TrainingConfig) -> Iterator[None]:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = not config.deterministic
+    cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic or same
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.backends.cudnn.benchmark = benchmark
+        cudnn.benchmark, cudnn.deterministic = benchmark, same
 
 
 def _release(loop: Loop) -> None:

@@ -100,6 +100,7 @@ class ZeRO(Single):
             super().step()
             return
         self.engine.step()
+        self.grad_norm = self.engine.get_global_grad_norm() if self.clip_norm else None
         overflow = bool(self.engine.optimizer.overflow)
         if self.scaler.is_enabled():
             _rescale(self.scaler, overflow)

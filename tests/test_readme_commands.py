@@ -20,6 +20,8 @@ from tests.test_readme import COMMANDS, README, ROOT
 from workloads._acdc import generator as hearts
 from workloads._acdc.generator import Synthetic as Hearts
 from workloads._pairs.dataset import EMBEDDED
+from workloads._severstal import generator as steel
+from workloads._severstal.generator import Synthetic as Steel
 from workloads._spark import generator as spacecraft
 from workloads._spark.generator import Synthetic as Spacecraft
 from workloads._telescope import generator
@@ -58,6 +60,14 @@ SHORTER = {
     "python tune.py --space acdc_pruning.yaml --set data.root=/data/acdc": " --runs {runs}/acdc-pruning --dry-run",
     "python tune.py --space acdc.yaml --set data.root=/data/acdc": " --runs {runs}/acdc --dry-run"
     " --set data.size=64 --set parameters.network.base.choices=[4,8]",
+    "python tune.py --space severstal.yaml --set data.root=/data/severstal": " --runs {runs}/severstal --dry-run"
+    " --set parameters.network.encoder.choices=[resnet10t] --set data.image_size=[128,32]",
+    "python tune.py --space severstal_debug.yaml": " --runs {runs}/severstal-debug --dry-run"
+    " --set data.image_size=[128,32] --set data.synthetic.samples=20",
+    "python -m workloads train severstal -- --encoder resnet50 --lr 1e-4": " --set network.encoder=resnet10t"
+    " --set network.pretrained=false --set data.root=/data/severstal --set data.test_images=0 --set epochs=1"
+    " --set data.image_size=[128,32] --set loader_workers=0 --out {runs}/severstal-train",
+    "python -m workloads evaluate severstal runs/severstal-train --external sam2=MASKS": " --help",
     "python tune.py --space acdc_full_experiment.yaml": " --runs {runs}/experiment --dry-run"
     " --set data.synthetic.patients=6 --set data.synthetic.slices=2 --set data.size=32",
     "python tune.py --space telescope.yaml --set data.root=/data/telescope": " --runs {runs}/telescope --dry-run",
@@ -83,6 +93,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "FILE": str(folder / "original.yaml"),
         "/data/telescope": str(generator.ensure(Synthetic(samples=40), folder)),
         "/data/acdc": str(hearts.ensure(Hearts(patients=10, slices=2, size=48), folder)),
+        "/data/severstal": str(steel.ensure(Steel(samples=20, width=256, height=64), folder)),
         "/data/spark": str(spacecraft.ensure(Spacecraft(samples=40, size=64), folder)),
         "IMAGES": str(EMBEDDED / "images"),
         "runs": str(folder / "runs"),
@@ -94,10 +105,20 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run one command of the README with what makes it short."""
-    text = command.replace("data.root=mine", f"data.root={places['mine']}")
-    for name in ("/data/telescope", "/data/spark", "/data/acdc", "IMAGES", "CHECKPOINT", "FILE", "NAME"):
+    before, dashes, flags = command.partition(" -- ")
+    text = f"{before}{SHORTER[command].format(**places)}{dashes}{flags}"
+    text = text.replace("data.root=mine", f"data.root={places['mine']}")
+    for name in (
+        "/data/telescope",
+        "/data/spark",
+        "/data/acdc",
+        "/data/severstal",
+        "IMAGES",
+        "CHECKPOINT",
+        "FILE",
+        "NAME",
+    ):
         text = text.replace(name, places[name])
-    text += SHORTER[command].format(**places)
     # What `source .venv/bin/activate` does.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     words = shlex.split(text)

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ import workloads
 from configuration import ConfigError
 from segmentation.deployment import DeploymentError
 from segmentation.epoch import DataError, Evaluation, NoFallError, NonFiniteError
-from workloads import WorkloadError, _run
+from workloads import WorkloadError, _comparison, _run
 from workloads._run import RunError
 
 logger = logging.getLogger("workloads")
@@ -94,8 +95,12 @@ def backbones(given: argparse.Namespace) -> None:
 def train(given: argparse.Namespace) -> None:
     """Train one model and print the folder of its best checkpoint."""
     workload = workloads.load(given.name)
+    if given.config is not None and given.flags:
+        raise ConfigError("--config", "says what to train, and so do the flags after --; give one of the two")
     if given.config is not None:
         run = _begin_from_file(given, workload)
+    elif given.flags:
+        run = _begin_from_flags(given, workload)
     elif given.mode is not None:
         raise ConfigError("--mode", "belongs to --config FILE; without it write --set prune.mode=...")
     else:
@@ -124,10 +129,9 @@ def _begin_from_file(given: argparse.Namespace, workload: ModuleType) -> _run.Ru
     """Check a run of the values in a configuration file of the system that a workload reproduces."""
     if given.resume:
         raise RunError("--config: a run that goes on has its values with it; leave this out, and name its --out")
-    package = f"{workloads.__name__}._{given.name}"
-    if not (importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.original")):
+    original = _original(given.name, "read")
+    if original is None:
         raise DataError(f"--config: {given.name} reads no other system's files; write its values by --set")
-    original = importlib.import_module(f"{package}.original")
     told, changes = original.read(given.config, workload.Config), configuration.flatten(_values(given))
     values = original.resolved(told, changes, given.mode)
     try:
@@ -149,14 +153,55 @@ def _begin_from_file(given: argparse.Namespace, workload: ModuleType) -> _run.Ru
     return dataclasses.replace(run, record={**run.record, "source": source})
 
 
+def _begin_from_flags(given: argparse.Namespace, workload: ModuleType) -> _run.Run:
+    """Check a run of what the command line of the system that a workload reproduces says, after `--`."""
+    if given.resume:
+        raise RunError("--: a run that goes on has its values with it; leave the flags out, and name its --out")
+    original = _original(given.name, "from_flags")
+    if original is None:
+        raise DataError(f"--: {given.name} reads no other system's flags; write its values by --set")
+    told = original.from_flags(given.flags)
+    given.out = given.out or told.out or _out(given)
+    if told.tracking:
+        logger.warning("--use_wandb: W&B follows searches (section tracking); this run writes local files alone")
+    # The original's own files lie where its script put them.
+    values = {**told.values, "out": str(given.out), **configuration.flatten(_values(given))}
+    run = _run.begin(given.out, given.name, workload, values, given.metric)
+    return dataclasses.replace(run, record={**run.record, "source": {"flags": given.flags}})
+
+
+def _original(name: str, function: str) -> ModuleType | None:
+    """Return what reads the files or flags of the system that a workload reproduces; None: nothing does."""
+    package = f"{workloads.__name__}._{name}"
+    if not (importlib.util.find_spec(package) and importlib.util.find_spec(f"{package}.original")):
+        return None
+    found = importlib.import_module(f"{package}.original")
+    return found if hasattr(found, function) else None
+
+
 def evaluate(given: argparse.Namespace) -> None:
     """Score a checkpoint and print a table; figures and evaluation.json go to the output folder."""
     workload, checkpoint, out = workloads.load(given.name), _run.checkpoint(given.checkpoint), _out(given)
+    if given.external and not hasattr(workload, "external"):
+        raise DataError(f"--external: {given.name} does not score predictions of others; leave it out")
     evaluation = workload.evaluate(checkpoint, given.split, out, **_changes(given))
-    content = {"checkpoint": str(checkpoint), "split": given.split, **dataclasses.asdict(evaluation)}
-    durable.write_json(out / "evaluation.json", content)
+    _write_evaluation(out, given, evaluation, checkpoint=str(checkpoint))
     logger.info("%s on %s, %d groups; more in %s", checkpoint, given.split, len(evaluation.groups), out)
     print(_table(evaluation))
+    if not given.external:
+        return
+    others = {}
+    for name, path in given.external:
+        others[name] = workload.external(checkpoint, given.split, path, **_changes(given))
+        _write_evaluation(out / "external" / name, given, others[name], source=str(path))
+    lines = _comparison.lines({given.name: evaluation, **others}, workload.EXTERNAL)
+    print(f"\n{_comparison.text(lines)}")
+    logger.info("%s", _comparison.write(out / "comparison.csv", lines))
+
+
+def _write_evaluation(out: Path, given: argparse.Namespace, evaluation: Evaluation, **source: str) -> None:
+    content = {**source, "split": given.split, **dataclasses.asdict(evaluation)}
+    durable.write_json(out / "evaluation.json", content)
 
 
 def predict(given: argparse.Namespace) -> None:
@@ -241,7 +286,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
             command.add_argument("--out", type=Path, metavar="FOLDER", help=text)
     _add_own(commands.choices)
     _add_backbones(commands.add_parser("backbones", help=backbones.__doc__, description=backbones.__doc__))
-    return parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    # What another program's command line says is not for this parser to read.
+    end = words.index("--") if words[:1] == [train.__name__] and "--" in words else len(words)
+    given = parser.parse_args(words[:end])
+    given.flags = words[end + 1 :]
+    return given
 
 
 def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
@@ -252,10 +302,19 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     commands["lr"].add_argument("--steps", type=_whole(10, " of steps"), default=100, metavar="COUNT", help=text)
     text = "start from a configuration file of the system that the workload reproduces; --set has the last word"
     commands["train"].add_argument("--config", metavar="FILE", type=Path, help=text)
+    commands[
+        "train"
+    ].epilog = (
+        "After -- come flags of the training script that the workload reproduces: train severstal -- --encoder resnet50"
+    )
     text = "with --config and --set parent=FOLDER: what the pruned network begins with: none (or null), random, rewind"
     commands["train"].add_argument("--mode", "--reinitialize_weights", metavar="MODE", help=text)
     text = "what to score on (default: test)"
     commands["evaluate"].add_argument("--split", choices=SPLITS, default="test", help=text)
+    text = "predictions of somebody else's, a folder or a file, to be scored beside the checkpoint; once or more"
+    commands["evaluate"].add_argument(
+        "--external", metavar="NAME=PATH", action="append", default=[], type=_named_path, help=text
+    )
     commands["predict"].add_argument("source", metavar="IMAGES", type=Path, help="an image, or a folder of images")
     text = "write model_int8.onnx too, and what it loses and gains as quantisation.csv and .md"
     commands["export"].add_argument("--int8", action="store_true", help=text)
@@ -280,6 +339,13 @@ def _add_backbones(command: argparse.ArgumentParser) -> None:
     command.add_argument("encoders", metavar="ENCODER", nargs="*", help=text)
     text = "side of the image that GMACs are counted for, in pixels (default: 512)"
     command.add_argument("--size", type=_whole(1, " of pixels"), default=512, metavar="PIXELS", help=text)
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (equals and path and re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name)):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected NAME=PATH, such as sam2=predictions/")
+    return name, Path(path)
 
 
 def _whole(least: int, of: str = "") -> Callable[[str], int]:

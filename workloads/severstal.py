@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 
-import configuration
-import durable
 from segmentation import (
     augmentation,
     checkpoints,
-    evaluation,
-    froc,
     loading,
     losses,
     networks,
@@ -43,31 +38,32 @@ from segmentation import (
 )
 from segmentation import figures as drawing
 from segmentation.augmentation import Augmentation
-from segmentation.epoch import Epoch, Evaluation
+from segmentation.components import Choice
+from segmentation.epoch import DataError, Epoch, Evaluation
 from segmentation.images import list_images, read_rgb
 from segmentation.losses import Loss
-from segmentation.metrics import Convention
-from segmentation.networks import Network
+from segmentation.networks import Network, cost
 from segmentation.normalisation import Normalise, Normaliser
-from segmentation.operating_points import Empty, Thresholds
+from segmentation.operating_points import Empty
 from segmentation.samples import Samples
 from segmentation.splits import Splits
 from segmentation.training import Batch, Parts, TrainingConfig
 from workloads import _model
-from workloads._severstal import dataset, figures, scoring
+from workloads._severstal import dataset, evaluating, figures, learnt, predictions, scoring
 from workloads._severstal.dataset import Data
 from workloads._severstal.generator import Synthetic
+from workloads._severstal.learnt import Learnt
 from workloads._severstal.run_files import RunFolder
+from workloads._severstal.scoring import Clean
 
-__all__ = ["Config", "evaluate", "inspect", "metrics", "parts", "predict", "prepare", "sources", "train"]
+__all__ = ["Config", "evaluate", "external", "inspect", "metrics", "parts", "predict", "prepare", "sources", "train"]
 
 logger = logging.getLogger(__name__)
 
 CHANNELS = 3
 SHOWN = 4
-THRESHOLDS = "thresholds.json"
-"""In a checkpoint: what was learnt on validation, and the hash of what it was learnt on."""
-LIBRARY = ("smp_unet", "smp_unetplusplus")
+EXTERNAL = ("mean_dice", "mean_iou", "mean_precision", "mean_recall", *evaluating.POOLED, "auprc", "recall_fp_image")
+"""What predictions of others are set beside a checkpoint by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,8 +163,15 @@ class Config(TrainingConfig):
     """Processes that read a set too large for memory; more than there are CPUs are not started."""
     evaluation_batch: int = 8
     """Strips in one pass of validation, evaluate and predict."""
+    calibrate: bool = False
+    """Learn on validation what to divide logits by, so that probabilities mean what they say. Which pixels are called
+    stays as it is."""
+    clean: Clean = field(default_factory=Clean)
+    """What is done to predictions at the strip's own size; with areas, validation looks at each strip twice."""
     examples: int = 8
     """Strips that evaluate draws beside their masks; -1: all."""
+    run_name: str = ""
+    """What a run is called in its report; empty: by its network and encoder."""
     out: str = ""
     """Folder for the original's own files (best_dice_..., metrics_seed42.csv, args.json); empty: none, as parallel
     trials need it."""
@@ -217,10 +220,14 @@ class Config(TrainingConfig):
 
 def metrics(config: Config) -> dict[str, str]:
     """Return what an epoch reports and which way is better."""
-    best = ["val_dice_opt", "val_iou_opt", "val_f1_opt", "val_dice_fixed", "val_iou_fixed", "val_dice_all_empty"]
+    best = ["val_dice_opt", "val_iou_opt", "val_f1_opt", "val_dice_fixed", "val_iou_fixed"]
+    trivial = ["val_dice_all_empty", "val_dice_all_called"]
+    cleaned = ["val_dice_clean"] if config.clean.areas else []
+    calibrated = {"val_ece": "min", "val_ece_scaled": "min", "temperature": "min"} if config.calibrate else {}
     cuts = [f"iou_{round(100 * cut)}" for cut in operating_points.IOU_CUTS]
     told = ["opt_threshold_f1", "opt_threshold_dice", "auprc", "recall_fp_image", "recall_per_image"]
-    return {**dict.fromkeys([*best, *cuts, *told], "max"), "val_loss": "min", **training.reported(config)}
+    highest = dict.fromkeys([*best, *cleaned, *trivial, *cuts, *told], "max")
+    return {**highest, "val_loss": "min", **calibrated, **training.reported(config)}
 
 
 def prepare(config: Config) -> dict[str, Any]:
@@ -248,11 +255,12 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     samples, made = dataset.load_once(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
     validated = _Validation(config, samples, made, normaliser)
-    run = _run_folder(config, resume)
+    made_parts = _parts(config, samples, made, normaliser)
+    run = _run_folder(config, cost.parameters(made_parts.model), resume)
     begun = time.monotonic()
     for epoch in training.fit(
         config,
-        **vars(_parts(config, samples, made, normaliser)),
+        **vars(made_parts),
         validate=validated,
         draw=functools.partial(_draw_strips, samples, made.validation, normaliser),
         meta=_model.meta(
@@ -261,7 +269,8 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
         resume=resume,
         steps_per_epoch=0,  # the schedule steps with epochs, as in the original
     ):
-        kept = _model.with_file(epoch, functools.partial(_write_thresholds, validated.thresholds))
+        assert validated.learnt is not None
+        kept = _model.with_file(epoch, validated.learnt.write)
         kept = _model.with_splits(kept, made)
         if run:
             run.add(kept, time.monotonic() - begun)
@@ -284,42 +293,59 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
         DataError: if the checkpoint is damaged, or samples of the test split were used in its training.
     """
     config, model, normaliser = load(checkpoint, changes)
-    thresholds = read_thresholds(checkpoint)
+    taught = learnt.read(checkpoint)
     samples, made = dataset.load_once(config.data)
     _model.refuse_seen(checkpoint, made)
     loss = losses.build_per_image(config.loss, multilabel=True)
-    names = dataset.classes(config.data.task)
+    device = next(model.parameters()).device
     with splits.test_split_open():
-        indices = splits.indices(made, split)
-        pictures = figures.Pictures(out_dir, samples, _shown(indices, config.examples), thresholds.dice)
-        images = _batches(config, samples, indices, normaliser, next(model.parameters()).device)
-        found = scoring.look(config.data, samples, model, images, loss, pictures.add)
-    scored = evaluation.evaluation(
-        evaluation.ImageScores(
-            found.pixels.index,
-            operating_points.counts_at(found.pixels, thresholds.dice),
-            found.scores.losses,
-        ),
+        indices = _filled(config, made, split)
+        pictures = figures.Pictures(out_dir, samples, _shown(indices, config.examples), taught)
+        cleaned = scoring.Called(taught) if taught.cleanings else None
+        watch = [pictures.add, *([cleaned.add] if cleaned else [])]
+        images = _batches(config, samples, indices, normaliser, device)
+        calibrate = taught.temperature is not None
+        found = scoring.look(config.data, samples, model, images, loss, watch, calibrate=calibrate)
+        first, _, _ = next(iter(_batches(config, samples, indices[: config.evaluation_batch], normaliser, device)))
+    scored = evaluating.evaluation(
+        found,
+        taught,
         [made.groups[index] for index in found.pixels.index],
-        names,
-        multilabel=True,
-        convention=Convention(pooling="image", empty=config.empty),
-        details={
-            "split": split,
-            "group_key": made.key,
-            "synthetic": not config.data.root,
-            "empty": config.empty,
-            "froc": froc.scores(found.defects, budget=config.false_positives),
-            **operating_points.report(found.pixels, thresholds, names),
-        },
+        dataset.classes(config.data.task),
+        budget=config.false_positives,
+        cleaned=None if cleaned is None else cleaned.counts.whole(),
+        details={**_told(config, split, made), "speed": evaluating.speed(model, first)},
     )
     curves = _model.save_curves(out_dir / "curves.png", checkpoint, "val_dice_opt")
-    return dataclasses.replace(
-        scored,
-        metrics={**scored.metrics, **_side(config, found, thresholds)},
-        intervals=_with_other_names(scored.intervals),
-        resamples=_with_other_names(scored.resamples),
-        figures=(*pictures.names, *curves),
+    drawn = evaluating.draw_reliability(out_dir, found, taught, dataset.classes(config.data.task))
+    return dataclasses.replace(scored, figures=(*pictures.names, *curves, *drawn))
+
+
+def external(checkpoint: Path, split: str, source: Path, changes: Mapping[str, Any] | None = None) -> Evaluation:
+    """Score somebody else's predictions as a checkpoint is scored: on its split, by its rules.
+
+    source: a folder of pictures NAME.png or NAME_mask.png, 0 to 255 or 0 and 1, or a CSV file of run lengths, as
+        Kaggle's. Where it has the validation strips too, thresholds are learnt there and frozen; else they are 0.5.
+
+    Raises:
+        DataError: naming the file that cannot be used, or the strips that it lacks.
+    """
+    config, _, _ = load(checkpoint, changes)
+    samples, made = dataset.load_once(config.data)
+    given = predictions.find(source, config.data.task)
+    with splits.test_split_open():
+        found = predictions.look(config.data, samples, _filled(config, made, split), given)
+        validation = splits.indices(made, "validation")
+        thresholds = evaluating.fixed(len(dataset.classes(config.data.task)), config.empty)
+        if given.covers(samples, validation):
+            thresholds = scoring.learn(predictions.look(config.data, samples, validation, given), samples, config.empty)
+    return evaluating.evaluation(
+        found,
+        Learnt(thresholds=thresholds),
+        [made.groups[index] for index in found.pixels.index],
+        dataset.classes(config.data.task),
+        budget=config.false_positives,
+        details={**_told(config, split, made), "source": str(source)},
     )
 
 
@@ -333,7 +359,7 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
         DataError: if the checkpoint or a picture cannot be used.
     """
     config, model, normaliser = load(checkpoint, changes)
-    thresholds = read_thresholds(checkpoint)
+    taught = learnt.read(checkpoint)
     out_dir.mkdir(parents=True, exist_ok=True)
     written = []
     for path in sources(source):
@@ -342,7 +368,7 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
         with torch.inference_mode():
             seen = normaliser(torch.from_numpy(box.image(picture))[None])
             logits = box.back(model(seen.to(next(model.parameters()).device)).float().cpu())[0]
-        written.append(figures.save_mask(out_dir / f"{path.stem}_mask.png", logits, thresholds.dice))
+        written.append(figures.save_mask(out_dir / f"{path.stem}_mask.png", logits, taught))
     return written
 
 
@@ -396,50 +422,43 @@ def samples(config: Config) -> tuple[Samples, Splits]:
     return dataset.load_once(config.data)
 
 
-def read_thresholds(checkpoint: Path) -> Thresholds:
-    """Return what a checkpoint's validation has learnt.
-
-    Raises:
-        CheckpointError: if the file is missing or damaged.
-    """
-    path = checkpoint / THRESHOLDS
-    try:
-        return Thresholds(**durable.read_json(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise checkpoints.CheckpointError(
-            f"{path}: the thresholds learnt on validation cannot be read ({error}); train again"
-        ) from error
-
-
 class _Validation:
-    """Looks at the validation split after an epoch, and keeps the thresholds of the last look."""
+    """Looks at the validation split after an epoch, and keeps what the last look taught."""
 
     def __init__(self, config: Config, samples: Samples, made: Splits, normaliser: Normaliser) -> None:
         self.config, self.samples, self.made, self.normaliser = config, samples, made, normaliser
         self.loss = losses.build_per_image(config.loss, multilabel=True)
-        self.thresholds: Thresholds | None = None
+        self.learnt: Learnt | None = None
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return what the epoch reports."""
+        config, samples = self.config, self.samples
+        found = scoring.look(config.data, samples, model, self._batches(), self.loss, calibrate=config.calibrate)
+        found = scoring.gather(found)
+        thresholds = scoring.learn(found, samples, config.empty)
+        temperature = None if found.logits is None else scoring.temperature(found.logits, samples)
+        cleanings: tuple[Choice, ...] = ()
+        if config.clean.areas:
+            again = self._batches()
+            cleanings = scoring.cleanings(
+                config.data, samples, model, again, thresholds.dice, config.clean, config.empty
+            )
+        self.learnt = Learnt(thresholds=thresholds, temperature=temperature, cleanings=cleanings)
+        return {**scoring.epoch_scores(found, thresholds, config.false_positives), **self.learnt.scores()}
+
+    def _batches(self) -> Iterator[Batch]:
+        """Return this process's share of the validation split."""
         mine = ranks.shard(splits.indices(self.made, "validation"))
         device = training.resolve_device(self.config.device)
-        images = _batches(self.config, self.samples, mine, self.normaliser, device)
-        found = scoring.gather(scoring.look(self.config.data, self.samples, model, images, self.loss))
-        self.thresholds = scoring.learn(found, self.samples, self.config.empty)
-        return scoring.epoch_scores(found, self.thresholds, self.config.false_positives)
+        return _batches(self.config, self.samples, mine, self.normaliser, device)
 
 
-def _run_folder(config: Config, resume: Path | None) -> RunFolder | None:
+def _run_folder(config: Config, parameters: int, resume: Path | None) -> RunFolder | None:
     if not config.out:
         return None
-    run = RunFolder(Path(config.out).expanduser(), config.seed, config.save_every, configuration.to_values(config))
+    run = RunFolder(Path(config.out).expanduser(), config, parameters)
     run.begin(dataset.content_hash(config.data), checkpoints.read_meta(resume)["epoch"] if resume else 0)
     return run
-
-
-def _write_thresholds(thresholds: Thresholds | None, folder: Path) -> None:
-    assert thresholds is not None
-    (folder / THRESHOLDS).write_text(json.dumps(thresholds.record(), indent=1) + "\n")
 
 
 def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normaliser) -> Parts:
@@ -467,16 +486,15 @@ def _batches(
     )
 
 
-def _side(config: Config, found: scoring.Found, thresholds: Thresholds) -> dict[str, float | None]:
-    """Return the scores of an epoch by the same names: at the frozen thresholds, at 0.5, of calling nothing."""
-    told = scoring.epoch_scores(found, thresholds, config.false_positives)
-    return {name.removeprefix("val_"): told.get(name) for name in metrics(config) if name in told}
+def _told(config: Config, split: str, made: Splits) -> dict[str, Any]:
+    return {"split": split, "group_key": made.key, "synthetic": not config.data.root, "empty": config.empty}
 
 
-def _with_other_names(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same, scores at the frozen threshold by the names of an epoch too."""
-    again = {"dice_opt": "mean_dice", "iou_opt": "mean_iou"}
-    return {**found, **{name: found[other] for name, other in again.items() if other in found}}
+def _filled(config: Config, made: Splits, split: str) -> tuple[int, ...]:
+    """Return the numbers of a split's strips; DataError where it has none."""
+    if not (indices := splits.indices(made, split)):
+        raise DataError(f"{dataset.root(config.data)}: there is no strip in split {split}; score another by --split")
+    return indices
 
 
 def _shown(indices: Sequence[int], count: int) -> list[int]:

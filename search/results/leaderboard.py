@@ -159,6 +159,17 @@ def write_leaderboard(path: Path, table: Sequence[Row], spec: SearchSpec) -> Pat
     return durable.write(path, text.getvalue())
 
 
+def write_comparison(path: Path, table: Sequence[Row], spec: SearchSpec) -> Path:
+    """Write the leaderboard of a search over one parameter in the order of its values: choices as they are listed."""
+    (parameter,) = spec.parameters
+
+    def place(row: Row) -> tuple[Any, str]:
+        value = row.params.get(parameter.name)
+        return (parameter.choices.index(value) if parameter.choices else value), row.name
+
+    return write_leaderboard(path, sorted(table, key=place), spec)
+
+
 def write_table(path: Path, records: Sequence[TrialRecord], spec: SearchSpec) -> Path:
     """Write every trial as one row of a Parquet file: `params.<name>`, `objective.<metric>`, `metrics.<name>`."""
     import pyarrow

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,25 @@ def test_csv_holds_every_column_and_leaves_the_unknown_empty(tmp_path: Path) -> 
     }
     assert lines[2]["difference"] == ""
     assert [item.name for item in tmp_path.iterdir()] == ["leaderboard.csv"]
+
+
+@pytest.mark.row("S3")
+def test_a_search_over_one_parameter_has_its_values_side_by_side_in_their_order(tmp_path: Path) -> None:
+    lr = Parameter(name="lr", type="categorical", choices=(1e-3, 1e-4))
+    spec = replace(SPEC, parameters=(lr,))
+    records = [replace(trial(0, 0.5), params={"lr": 1e-3}), replace(trial(1, 0.7), params={"lr": 1e-4})]
+    promotion = {"promoted": [{"trial": 1}, {"trial": 0}], "incumbent": 0}
+    table = leaderboard.rows(spec, records, promotion, EVALUATIONS[:2])
+    assert [row.trial for row in table] == [1, 0], "the leaderboard begins with the best"
+    path = leaderboard.write_comparison(StudyPaths(tmp_path).comparison("lr"), table, spec)
+    assert path.name == "lr_comparison.csv"
+    with path.open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["lr"], first["difference"]) == ("0.001", "")
+    assert (second["lr"], float(second["difference"])) == ("0.0001", pytest.approx(0.7 - 0.4))
+    assert float(second["difference_low"]) == pytest.approx(0.205) and float(
+        second["difference_high"]
+    ) == pytest.approx(0.395)
 
 
 def test_an_empty_leaderboard_keeps_its_header(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_values_with_secret_names_are_hidden() -> None:
 
 
 @pytest.mark.row("X14")
+@pytest.mark.row("S31")
 def test_nothing_is_imported_unless_configured(tmp_path: Path) -> None:
     code = (
         "import sys\n"

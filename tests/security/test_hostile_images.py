@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
+import json
 import os
 import struct
 import zipfile
@@ -22,6 +24,7 @@ from segmentation.images import read_image, read_mask, read_rgb
 from tests.security.conftest import Within
 from workloads._acdc import reader as acdc
 from workloads._pairs import dataset as pairs
+from workloads._severstal import annotations, predictions
 from workloads._spark import reader as spark
 from workloads._spark import submission
 from workloads._telescope import observation
@@ -161,6 +164,28 @@ def of_telescope(path: Path) -> Any:
     return observation.read(path, 32)
 
 
+def annotated(png_data: bytes) -> bytes:
+    """Return a Supervisely file of one object, whose picture is in deflated bytes."""
+    bitmap = {"data": base64.b64encode(png_data).decode(), "origin": [0, 0]}
+    thing = {"geometryType": "bitmap", "classTitle": "defect_1", "bitmap": bitmap}
+    return json.dumps({"size": {"height": 8, "width": 8}, "objects": [thing]}).encode()
+
+
+def swollen_bytes(pieces: int) -> bytes:
+    """Return deflated zeros, 32 MiB for each piece."""
+    deflate = zlib.compressobj(1)
+    return b"".join([*(deflate.compress(bytes(2**25)) for _ in range(pieces)), deflate.flush()])
+
+
+def steel_annotation(path: Path) -> Any:
+    return annotations.read_annotation(path, (8, 8))
+
+
+def steel_prediction(path: Path) -> Any:
+    given = predictions.Predictions(source=path.parent, task="binary", pictures={"a": path}, rows={})
+    return given.read("a.jpg", (8, 8))
+
+
 def saved(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
@@ -217,6 +242,14 @@ CASES: dict[str, tuple[str, Read, Callable[[], bytes]]] = {
     "colours of no class": ("a.png", spark.read_mask, lambda: picture(np.full((8, 8, 3), (200, 200, 0), np.uint8))),
     "colours that are not known": ("a.png", telescope.read_colours, lambda: picture(COLOURS)),
     "colours for greys": ("a.png", telescope.read_grey, lambda: picture(COLOURS)),
+    "object that swells": ("a.jpg.json", steel_annotation, lambda: annotated(swollen_bytes(16))),
+    "object of gigabytes": ("a.jpg.json", steel_annotation, lambda: annotated(zlib.compress(png(16_000, 16_000)))),
+    "object cut short": ("a.jpg.json", steel_annotation, lambda: annotated(zlib.compress(picture(GREY))[:40])),
+    "annotation that is text": ("a.jpg.json", steel_annotation, lambda: b"not a JSON file"),
+    "annotation without end": ("a.jpg.json", steel_annotation, lambda: b"[" * 10_000_000),
+    "prediction that is a PNG bomb": ("a.png", steel_prediction, lambda: png(16_000, 16_000)),
+    "prediction that is NaN": ("a.tif", steel_prediction, lambda: picture(NAN, "TIFF")),
+    "prediction in colours": ("a.png", steel_prediction, lambda: picture(COLOURS)),
     "volume bomb": ("a.nii.gz", nifti.read, lambda: zeros_after(volume((512, 512, 2000)), 2**29)),
     "volume bomb by scaling": ("a.nii.gz", nifti.read, lambda: zeros_after(volume((512, 512, 120), slope=2), 2**25)),
     "volume with a long tail": ("a.nii.gz", nifti.read, lambda: zeros_after(volume(), 2**29)),

@@ -27,6 +27,25 @@ ONE = TrainingConfig(epochs=2, batch_size=4, lr=1e-2, device="cpu", precision="f
 TWO = replace(ONE, batch_size=2)
 
 
+@pytest.mark.row("S5")
+def test_gradients_are_clipped_in_true_units_whatever_they_are_scaled_by() -> None:
+    torch.manual_seed(0)
+    model, image = nn.Linear(8, 4), torch.randn(16, 8)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    made = strategy.Single(model, torch.optim.SGD(model.parameters(), lr=1.0), scaler, 1.0)
+    loss = 30 * made.forward(image).square().mean()
+    true = torch.cat(
+        [gradient.ravel() for gradient in torch.autograd.grad(loss, model.parameters(), retain_graph=True)]
+    )
+    made.backward(loss, last=True)
+    made.step()
+    moved = torch.cat([(new - old).ravel() for new, old in zip(model.parameters(), before, strict=True)])
+    assert true.norm() > 5, "or nothing would be clipped"
+    assert moved.norm().item() == pytest.approx(1.0, rel=1e-4)
+    assert made.grad_norm.item() == pytest.approx(true.norm().item(), rel=1e-4), "told as it was before"
+
+
 def samples(folder: Path, count: int):
     def make():
         for number in range(count):

@@ -389,12 +389,22 @@ def test_a_validation_loss_that_is_no_number_is_a_failure_too():
 
 
 @pytest.mark.row("X15")
-def test_auto_is_the_cpu_in_single_precision_where_there_is_no_gpu(monkeypatch):
+@pytest.mark.row("S4")
+def test_auto_is_the_cpu_in_single_precision_where_there_is_no_gpu(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     device = training.resolve_device("auto")
     assert device == torch.device("cpu")
     assert training.resolve_precision("auto", device) == torch.float32
     assert training.resolve_precision("fp16", device) == torch.float32
+    assert "fp16 needs a GPU; this run computes in fp32" in caplog.text
+
+
+@pytest.mark.row("S4")
+@pytest.mark.parametrize(("dtype", "scaled"), [(torch.float16, True), (torch.bfloat16, False), (torch.float32, False)])
+def test_losses_are_scaled_in_fp16_alone(dtype, scaled, monkeypatch):
+    monkeypatch.setattr(training, "resolve_precision", lambda *_: dtype)
+    loop = training._start(QUICK, TinyUNet(1, 2, 4), F.cross_entropy, 0)
+    assert loop.strategy.scaler.is_enabled() is scaled
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):
@@ -449,6 +459,15 @@ def test_clipping_bounds_a_step():
     training._step(loop, *squares(), len(squares()[0]), Clock(loop.device, on=False))
     moved = [(new.detach() - old).norm() for new, old in zip(model.parameters(), before, strict=True)]
     assert torch.stack(moved).norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert float(loop.strategy.grad_norm) > 0.01
+
+
+@pytest.mark.row("S5")
+def test_an_epoch_tells_the_norm_that_its_gradients_had_before_they_were_clipped():
+    plain, clipped = (next(run(replace(QUICK, lr=1e-9, clip_norm=norm))).metrics for norm in (0.0, 1e-3))
+    assert "grad_norm" not in plain and clipped["grad_norm"] > 1e-3
+    assert set(clipped) - set(plain) == {"grad_norm"}
+    assert training.reported(replace(QUICK, clip_norm=1e-3))["grad_norm"] == "min"
 
 
 def test_the_process_is_left_as_it_was_found():

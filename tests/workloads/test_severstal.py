@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +22,9 @@ from segmentation import augmentation, splits
 from segmentation.checkpoints import CheckpointError
 from segmentation.epoch import DataError
 from segmentation.images import image_size
+from tests.conftest import ROOT
 from workloads import severstal
-from workloads._severstal import dataset, generator, scoring
+from workloads._severstal import dataset, generator, learnt, scoring
 from workloads._severstal.dataset import Data
 from workloads._severstal.generator import Synthetic
 
@@ -154,7 +157,7 @@ def test_changes_of_colour_leave_the_mask_as_it_is(name: str) -> None:
 def test_thresholds_are_learnt_on_validation_and_no_test_label_moves_them(
     config: severstal.Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frozen = severstal.read_thresholds(trained)
+    frozen = learnt.read(trained).thresholds
     found = severstal.evaluate(trained, "test", tmp_path / "a")
     assert found.details["thresholds"]["run"] == frozen.run
     assert found.metrics["opt_threshold_dice"] == frozen.dice[0]
@@ -172,9 +175,10 @@ def test_an_evaluation_tells_the_fixed_threshold_and_calling_nothing_beside_the_
 ) -> None:
     found = severstal.evaluate(trained, "validation", tmp_path)
     blocks = found.details["channels"]["defect"]
-    assert {"fixed", "f1", "dice", "all_empty"} <= blocks.keys()
+    assert {"fixed", "f1", "dice", "all_empty", "all_called"} <= blocks.keys()
     assert found.details["empty"] == "one"
     assert found.metrics["dice_all_empty"] == pytest.approx(0.5), "half of the strips are clean"
+    assert 0 < found.metrics["dice_all_called"] < 0.5, "the other half scores what it covers"
     assert found.metrics["dice_opt"] >= found.metrics["dice_fixed"]
 
 
@@ -212,9 +216,91 @@ def test_a_checkpoint_without_thresholds_says_so(trained: Path, tmp_path: Path) 
     broken.mkdir()
     for path in trained.iterdir():
         (broken / path.name).write_bytes(path.read_bytes())
-    (broken / severstal.THRESHOLDS).write_text(json.dumps({"f1": [0.5]}))
-    with pytest.raises(CheckpointError, match=r"thresholds.json: the thresholds learnt on validation cannot be read"):
+    (broken / learnt.THRESHOLDS).write_text(json.dumps({"f1": [0.5]}))
+    with pytest.raises(CheckpointError, match=r"thresholds.json: what validation taught cannot be read"):
         severstal.evaluate(broken, "test", tmp_path / "out")
+
+
+@pytest.mark.row("S30")
+def test_an_evaluation_tells_the_time_of_an_image_and_how_it_was_taken(trained: Path, tmp_path: Path) -> None:
+    speed = severstal.evaluate(trained, "validation", tmp_path).details["speed"]
+    assert speed["ms_per_image"] > 0 and speed["warmup"] > 0 and speed["runs"] > 0
+    assert (speed["batch"], speed["size"], speed["device"]) == (6, [3, 32, 128], "cpu"), "the split has six strips"
+
+
+@pytest.mark.row("S1")
+@pytest.mark.row("S46")
+def test_data_and_networks_are_of_use_without_a_trainer_a_tracker_or_pandas() -> None:
+    script = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("wandb", "mlflow"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+from segmentation import networks
+from workloads._severstal import dataset
+samples, made = dataset.load(dataset.Data(image_size=(64, 32)))
+model = networks.build(networks.Network(name="smp_unet", encoder="resnet10t"), 3, 1)
+assert "segmentation.training" not in sys.modules and len(made.train) > 0
+import workloads.severstal
+assert "segmentation.training" in sys.modules
+print(sum(parameter.numel() for parameter in model.parameters()) > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr
+    ours = [path for folder in ("segmentation", "search", "workloads") for path in (ROOT / folder).rglob("*.py")]
+    assert ours and not [path for path in ours if re.search(r"^\s*(import|from) pandas\b", path.read_text(), re.M)]
+
+
+@pytest.mark.row("S7")
+@pytest.mark.parametrize("monitor", ["val_dice_opt", "val_iou_opt"])
+def test_training_stops_by_the_score_that_is_monitored(config: severstal.Config, monitor: str, tmp_path: Path) -> None:
+    """What is monitored rises for one epoch alone; the other rises on."""
+    other = {"val_dice_opt": "val_iou_opt", "val_iou_opt": "val_dice_opt"}[monitor]
+    told = iter([{monitor: 0.5, other: 0.1 * epoch} for epoch in range(1, 9)])
+    asked = replace(config, epochs=8, patience=2, early_stop_metric=monitor, out=str(tmp_path / "out"))
+    with pytest.MonkeyPatch.context() as patch:
+        epoch_scores = scoring.epoch_scores
+        patch.setattr(scoring, "epoch_scores", lambda *given: {**epoch_scores(*given), **next(told)})
+        numbers = [epoch.number for epoch in severstal.train(asked)]
+    assert numbers == [1, 2, 3]
+    kinds = {path.name.split("_")[1]: path.name for path in (tmp_path / "out").glob("best_*.pth")}
+    assert kinds == {
+        {"val_dice_opt": "dice", "val_iou_opt": "iou"}[name]: f"best_{kind}_{score}_seed42.pth"
+        for name, kind, score in (
+            (monitor, monitor.split("_")[1], "0.5000"),
+            (other, other.split("_")[1], "0.3000"),
+        )
+    }
+
+
+@pytest.mark.row("S6")
+def test_the_loss_is_bce_and_dice_over_the_batch_as_one() -> None:
+    config = severstal.Config.reference()
+    logits, mask = torch.randn(3, 1, 8, 16, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 1, 8, 16)
+    mask[0, 0, 2:5, 3:9] = 1
+    probability = logits.sigmoid()
+    dice = 1 - (2 * (probability * mask).sum() + 1e-6) / (probability.sum() + mask.sum() + 1e-6)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, mask) + dice
+    found = severstal.losses.build(config.loss, multilabel=True)(logits, mask.long())
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name in ("focal", "tversky", "lovasz"):
+        other = severstal.losses.build(replace(config.loss, **{name: 1.0}), multilabel=True)(logits, mask.long())
+        assert other.item() > found.item()
+
+
+@pytest.mark.row("S29")
+def test_the_same_seed_gives_the_same_run(config: severstal.Config) -> None:
+    def scores() -> list[dict[str, float]]:
+        found = []
+        for epoch in severstal.train(replace(config, deterministic=True)):
+            found.append(dict(epoch.metrics))
+            assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        return found
+
+    assert config.seed == 42
+    assert scores() == scores()
 
 
 @pytest.mark.row("S2", "S40", "S39")
@@ -266,7 +352,7 @@ def test_each_epoch_is_a_row_of_the_originals_table(run_alone: Path) -> None:
 def test_the_best_and_every_so_many_epochs_are_kept_under_the_originals_names(run_alone: Path) -> None:
     names = sorted(path.name for path in run_alone.iterdir())
     assert [bool(re.fullmatch(r"best_(dice|iou)_\d\.\d{4}_seed42\.pth", name)) for name in names[1:3]] == [True, True]
-    assert names == ["args.json", *names[1:3], "checkpoint_epoch_2_seed42.pth", "metrics_seed42.csv"]
+    assert names == ["args.json", *names[1:3], "checkpoint_epoch_2_seed42.pth", "metrics_seed42.csv", "tfm_report.md"]
     with (run_alone / "metrics_seed42.csv").open(newline="") as file:
         best = max(float(row["val_dice_opt"]) for row in csv.DictReader(file))
     assert f"best_dice_{best:.4f}_seed42.pth" in names

@@ -32,6 +32,7 @@ TITLES = ("defect_1", "defect_2", "defect_3", "defect_4")
 """The classes, as Supervisely's objects name them; Kaggle numbers them from 1."""
 BLACK_AND_WHITE = [0, 0, 0, 255, 255, 255]
 AGAIN = "export it again, or remove the object"
+PIECE = 2**22
 # More digits than any image has pixels are not worth a number.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,15}")
 
@@ -248,15 +249,17 @@ def _inflated(where: str, path: Path, data: str) -> bytes:
         packed = base64.b64decode(data, validate=True)
     except ValueError as error:
         raise DataError(f"{where}: data is no base64 ({_problem(error)}); {AGAIN}") from error
-    most, unpacker = limits.allowed(path), zlib.decompressobj()
+    unpacker, pieces, size, left = zlib.decompressobj(), [], 0, packed
     try:
-        png = unpacker.decompress(packed, most + 1)
+        while not unpacker.eof:  # in pieces: a bomb is given up on the way
+            pieces.append(unpacker.decompress(left, PIECE))
+            left, size = unpacker.unconsumed_tail, size + len(pieces[-1])
+            _refuse_bomb(where, path, size)
+            if not (pieces[-1] or left):
+                raise DataError(f"{where}: data ends too early, after {len(packed)} bytes; {AGAIN}")
     except (zlib.error, MemoryError) as error:
         raise DataError(f"{where}: data cannot be inflated ({_problem(error)}); {AGAIN}") from error
-    _refuse_bomb(where, path, len(png))
-    if not unpacker.eof:
-        raise DataError(f"{where}: data ends too early, after {len(packed)} bytes; {AGAIN}")
-    return png
+    return b"".join(pieces)
 
 
 def _refuse_bomb(where: str, path: Path, size: int) -> None:

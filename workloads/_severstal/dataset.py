@@ -31,6 +31,7 @@ from workloads._severstal.reader import Choice, Found, Source
 VERSION = 1
 """Raise when decoding changes, so that samples cached before are not mistaken for new ones."""
 CLEAN, DEFECTIVE = "clean", "defective"
+TEST_FOLDER = next(folder for folder, part in reader.SPLITS.items() if part == "test")
 Task = Literal["binary", "multiclass4"]
 
 
@@ -215,7 +216,7 @@ def _of_folders(data: Data, samples: Samples, parts: Sequence[str]) -> Splits:
     members = {name: tuple(index for index, part in enumerate(parts) if part == name) for name in splits.NAMES}
     made = Splits(**members, seed=data.split_seed, key="strip", names=samples.names, groups=samples.groups)
     try:
-        splits.check(made)
+        splits.check(made, tested=False)
     except DataError as error:
         remedy = "set data.folders=false to deal all strips anew, or data.duplicates=ignore to leave it so"
         raise DataError(f"{root(data)}: its split folders cannot be used: {error}; {remedy}") from error
@@ -267,7 +268,9 @@ def _warnings(data: Data, pixels: np.ndarray[Any, Any], made: Splits, groups: Co
     yield from _synthetic_warning(data)
     for name in splits.NAMES:
         here = pixels[list(made[name])]
-        if not here.any():
+        if not here.size:
+            yield f"there is no strip in split {name}: nothing that is trained can be tested; add {TEST_FOLDER}/"
+        elif not here.any():
             yield f"split {name} has no defective strip: no score of defects can be made there"
         elif here.any(axis=1).all():
             yield f"split {name} has no clean strip: false alarms on clean steel go unseen"

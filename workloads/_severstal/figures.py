@@ -18,7 +18,7 @@ from segmentation.letterbox import Letterbox
 from segmentation.loading import generator
 from segmentation.normalisation import Normaliser
 from segmentation.samples import Samples
-from workloads._severstal import scoring
+from workloads._severstal.learnt import Learnt
 
 GAP = 4
 """Rows of white between the parts of a panel."""
@@ -27,8 +27,8 @@ GAP = 4
 class Pictures:
     """Writes masks/NAME_mask.png and panels/NAME.png of some strips as evaluation comes by them."""
 
-    def __init__(self, folder: Path, samples: Samples, shown: Sequence[int], cut: Sequence[float]) -> None:
-        self.folder, self.samples, self.shown, self.cut = folder, samples, frozenset(shown), tuple(cut)
+    def __init__(self, folder: Path, samples: Samples, shown: Sequence[int], learnt: Learnt) -> None:
+        self.folder, self.samples, self.shown, self.learnt = folder, samples, frozenset(shown), learnt
         self.names: list[str] = []
 
     def add(self, logits: Tensor, masks: Tensor, index: Tensor) -> None:
@@ -37,7 +37,7 @@ class Pictures:
             if number not in self.shown:
                 continue
             name = Path(self.samples.names[number]).stem
-            written = save_mask(self.folder / "masks" / f"{name}_mask.png", logits[row], self.cut)
+            written = save_mask(self.folder / "masks" / f"{name}_mask.png", logits[row], self.learnt)
             drawn = self._panel(name, logits[row], masks[row].numpy(), self.samples.image(number))
             self.names += [str(path.relative_to(self.folder)) for path in (written, drawn)]
 
@@ -46,7 +46,7 @@ class Pictures:
         box = Letterbox((logits.shape[-2], logits.shape[-1]), (laid.shape[-2], laid.shape[-1]))
         back = box.back(torch.from_numpy(laid.copy())[None])[0].permute(1, 2, 0)
         picture = np.asarray(back.clamp(0, 255), np.uint8)
-        called = scoring.called(logits, self.cut).astype(np.float32)
+        called = self.learnt.called(logits).astype(np.float32)
         painted = [figures.composite_map(each) for each in (mask.astype(np.float32), called)]
         rows = [picture, *(figures.blend(picture, one) for one in painted)]
         white = np.full((GAP, picture.shape[1], 3), 255, np.uint8)
@@ -56,12 +56,12 @@ class Pictures:
         return path
 
 
-def save_mask(path: Path, logits: Tensor, cut: Sequence[float]) -> Path:
+def save_mask(path: Path, logits: Tensor, learnt: Learnt) -> Path:
     """Write the mask of one strip from logits (K, H, W) at its own size.
 
     0 and 255 where there is one class; else the number from 1 of the likeliest of those called, and 0 where none is.
     """
-    called = scoring.called(logits, cut)
+    called = learnt.called(logits)
     if len(called) == 1:
         mask = called[0] * np.uint8(255)
     else:

@@ -37,6 +37,7 @@ COLUMNS, OLDER_COLUMNS = ("ImageId", "ClassId", "EncodedPixels"), ("ImageId_Clas
 SPLITS: dict[str, Part] = {"train_split": "train", "val_split": "validation", "test_split": "test"}
 RAW = "raw/severstal"
 LAYOUTS = f"{TABLE} and {PICTURES}/, or img/ and ann/, or {', '.join(SPLITS)} with img/ and ann/ in each"
+PICTURE_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".npy")
 CELL = 2**23
 """The longest cell of a CSV file, in letters: csv's own limit is what some masks take."""
 
@@ -170,7 +171,7 @@ def _form(root: Path, form: Choice) -> Form:
 def _kaggle(root: Path, titles: Sequence[str]) -> tuple[list[Source], list[str], int]:
     """Return strips, the missing pictures, and how many strips the table names."""
     table = root / TABLE
-    pictures, rows = _pictures(root / PICTURES), _rows(table, titles)
+    pictures, rows = _pictures(root / PICTURES), table_rows(table, titles)
     sources = [
         Source(name, path, "", Runs(table, tuple(row for row in rows.get(name, ()) if row.text)))
         for name, path in pictures.items()
@@ -213,7 +214,7 @@ def _has_folders(home: Path) -> bool:
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
-    return _listing(folder, "the strips", tuple(suffix for suffix in SUFFIXES if suffix != ".npy"))
+    return _listing(folder, "the strips", PICTURE_SUFFIXES)
 
 
 def _annotations(folder: Path) -> dict[str, Path]:
@@ -237,8 +238,12 @@ def _refuse_twice(root: Path, sources: Sequence[Source]) -> None:
         )
 
 
-def _rows(table: Path, titles: Sequence[str]) -> Mapping[str, Sequence[Row]]:
-    """Return the rows of each strip that a table names."""
+def table_rows(table: Path, titles: Sequence[str] = TITLES) -> Mapping[str, Sequence[Row]]:
+    """Return the rows of each strip that a table names.
+
+    Raises:
+        DataError: naming the line that cannot be used, or a class that a strip has twice.
+    """
     rows: dict[str, list[Row]] = defaultdict(list)
     seen: dict[tuple[str, int], int] = {}
     for line, cells in _lines(table):

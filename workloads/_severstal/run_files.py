@@ -5,6 +5,9 @@
     best_dice_0.8234_seed42.pth         weights and full state of the epoch with the best validation Dice so far
     best_iou_0.7133_seed42.pth          the same by IoU
     checkpoint_epoch_10_seed42.pth      the same of every tenth epoch
+    tfm_report.md                       what was asked of the original, and what this run did about it
+
+The log tells what is trained at the start, and the scores of each epoch in its block of lines.
 
 Off unless a folder is given: trials that run side by side must never share files.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -21,10 +25,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import configuration
 import durable
 from segmentation import checkpoints, ranks
 from segmentation.epoch import DataError, Epoch
 from workloads import _model
+from workloads._severstal import tfm_report
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = (
     *("epoch", "train_loss", "val_loss", "val_iou_fixed", "val_dice_fixed", "val_iou_opt", "val_dice_opt"),
@@ -39,11 +47,15 @@ BEST = {"dice": "val_dice_opt", "iou": "val_iou_opt"}
 class RunFolder:
     """The folder of one run: its rows so far, and the files that follow from them.
 
-    save_every: keep a checkpoint of every so many epochs; 0: of none.
+    Args:
+        folder: made if missing.
+        config: every value; of them `seed` is part of files' names, and `save_every` says which epochs are kept.
+        parameters: of the network.
     """
 
-    def __init__(self, folder: Path, seed: int, save_every: int, args: Mapping[str, Any]) -> None:
-        self.folder, self.seed, self.save_every, self.args = folder, seed, save_every, dict(args)
+    def __init__(self, folder: Path, config: Any, parameters: int) -> None:
+        self.folder, self.config, self.parameters = folder, config, parameters
+        self.seed, self.save_every, self.args = config.seed, config.save_every, configuration.to_values(config)
         self.rows: list[dict[str, str]] = []
 
     @property
@@ -77,6 +89,8 @@ class RunFolder:
             "data_sha256": data_sha256,
         }
         durable.write(self.folder / "args.json", json.dumps(told, indent=1) + "\n")
+        durable.write(self.folder / tfm_report.FILE, tfm_report.text(self.config, self.rows))
+        logger.info("%s", banner(self.config, self.parameters))
 
     def add(self, epoch: Epoch, seconds: float) -> None:
         """Append an epoch's row, and keep its checkpoint where it is the best so far, or every tenth."""
@@ -97,6 +111,8 @@ class RunFolder:
             csv.DictWriter(file, COLUMNS).writerow(row)
             file.flush()
             os.fsync(file.fileno())
+        durable.write(self.folder / tfm_report.FILE, tfm_report.text(self.config, self.rows))
+        logger.info("%s", block(epoch.number, self.config.epochs, row))
 
     def _keep_best(self, kind: str, score: float, content: Mapping[str, Any]) -> None:
         """Write the best checkpoint; the one before goes only when the new one is whole."""
@@ -131,6 +147,49 @@ class RunFolder:
             "rng": {"seed": self.seed, "epoch": epoch.number},
             "state": state,
         }
+
+
+def banner(config: Any, parameters: int) -> str:
+    """Return what is about to be trained, as the original's console says it."""
+    width, height = config.data.image_size
+    told = {
+        "Model": "UNet++" if config.network.name == "smp_unetplusplus" else "UNet",
+        "Encoder": f"{config.network.encoder}{' (ImageNet)' if config.network.pretrained else ''}",
+        "Total parameters": f"{parameters:,}",
+        "Learning rate": f"{config.lr:g}",
+        "Batch size": config.batch_size,
+        "Weight decay": f"{config.weight_decay:g}",
+        "Image size": f"{width}x{height}",
+        "Patience": config.patience,
+        "Seed": config.seed,
+    }
+    return _lined(config.run_name or "severstal", told)
+
+
+def block(number: int, of: int, row: Mapping[str, str]) -> str:
+    """Return the scores of an epoch, a row of the table, as the original's console says them: ten lines."""
+
+    def told(*columns: str) -> str:
+        return " / ".join(f"{float(row[column]):.4f}" if row[column] else "undefined" for column in columns)
+
+    lines = {
+        "Train loss": told("train_loss"),
+        "Val loss": told("val_loss"),
+        "Val IoU (0.5 / optimal)": told("val_iou_fixed", "val_iou_opt"),
+        "Val Dice (0.5 / optimal)": told("val_dice_fixed", "val_dice_opt"),
+        "Optimal threshold (F1 / Dice)": told("opt_threshold_f1", "opt_threshold_dice"),
+        "IoU@50 / @75 / @90": told("iou_50", "iou_75", "iou_90"),
+        "AUPRC": told("auprc"),
+        "Recall@FP/image": told("recall_fp_image"),
+        "Learning rate": f"{float(row['learning_rate']):.2e}",
+        "Time": f"{float(row['epoch_time']):.1f} s",
+    }
+    return _lined(f"Epoch {number}/{of}", lines)
+
+
+def _lined(title: str, told: Mapping[str, object]) -> str:
+    width = max(map(len, told))
+    return "\n".join([title, *(f"  {name:{width}}  {value}" for name, value in told.items())])
 
 
 def commit() -> str | None:
