@@ -325,7 +325,7 @@ def external(checkpoint: Path, split: str, source: Path, changes: Mapping[str, A
     """Score somebody else's predictions as a checkpoint is scored: on its split, by its rules.
 
     source: a folder of pictures NAME.png or NAME_mask.png, 0 to 255 or 0 and 1, or a CSV file of run lengths, as
-        Kaggle's. Where it has the validation strips too, thresholds are learnt there and frozen; else they are 0.5.
+        Kaggle's. Where there are pictures of the validation strips too, thresholds are learnt on them; else 0.5.
 
     Raises:
         DataError: naming the file that cannot be used, or the strips that it lacks.
@@ -337,7 +337,7 @@ def external(checkpoint: Path, split: str, source: Path, changes: Mapping[str, A
         found = predictions.look(config.data, samples, _filled(config, made, split), given)
         validation = splits.indices(made, "validation")
         thresholds = evaluating.fixed(len(dataset.classes(config.data.task)), config.empty)
-        if given.covers(samples, validation):
+        if given.grades(samples, validation):
             thresholds = scoring.learn(predictions.look(config.data, samples, validation, given), samples, config.empty)
     return evaluating.evaluation(
         found,

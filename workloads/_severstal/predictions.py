@@ -43,12 +43,9 @@ class Predictions:
     """By the strip's name without its suffix; None: they are in a table."""
     rows: Mapping[str, Sequence[Row]]
 
-    def covers(self, samples: Samples, indices: Iterable[int]) -> bool:
-        """Return whether each of some strips has a picture, or any of them a row."""
-        names = {samples.names[index] for index in indices}
-        if self.pictures is None:
-            return bool(names & self.rows.keys())
-        return all(Path(name).stem in self.pictures for name in names)
+    def grades(self, samples: Samples, indices: Iterable[int]) -> bool:
+        """Return whether each of some strips has a picture, so that a threshold can be learnt; tables are cut."""
+        return self.pictures is not None and all(Path(samples.names[index]).stem in self.pictures for index in indices)
 
     def read(self, name: str, size: tuple[int, int]) -> Array:
         """Return the probabilities (K, H, W) of a strip, float32.
@@ -114,7 +111,7 @@ def look(data: Data, samples: Samples, indices: Sequence[int], given: Prediction
 def _refuse_missing(samples: Samples, indices: Sequence[int], given: Predictions) -> None:
     names = [samples.names[index] for index in indices]
     if given.pictures is None:
-        if not given.covers(samples, indices):
+        if given.rows.keys().isdisjoint(names):
             raise DataError(
                 f"{given.source}: names none of the {len(names)} strips of the split, such as {names[0]}; "
                 "write their file names into its column of images"
