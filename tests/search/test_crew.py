@@ -225,8 +225,12 @@ def test_a_stranger_is_not_let_in(open_crew: Callable[[Say], Crew]) -> None:
     assert crew.step(60.0)["epoch"] == 1
 
 
-def test_ranks_keep_one_trial_together(open_crew: Callable[[Say], Crew], tmp_path: Path) -> None:
+def test_ranks_keep_one_trial_together(
+    open_crew: Callable[[Say], Crew], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real ranks' code, in threads: rank 0 keeps the files, the others do their part of each checkpoint."""
+    mine, saver = threading.local(), toy._saver
+    monkeypatch.setattr(toy, "_saver", lambda *words: saver(*words) if mine.number == 0 else lambda folder: None)
     folder = tmp_path.parent / f"{tmp_path.name}-trial"
     folder.mkdir()
     order = {
@@ -240,6 +244,7 @@ def test_ranks_keep_one_trial_together(open_crew: Callable[[Say], Crew], tmp_pat
     }
 
     def serve(self: Threads, connection: Connection, number: int) -> None:
+        mine.number = number
         rank._serve(connection, number)
 
     Threads._answer, before = serve, Threads._answer  # type: ignore[method-assign]
