@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import errno
 import gc
@@ -69,6 +70,19 @@ def search(tmp_path: Path) -> Search:
 
 def curve(record: TrialRecord, epoch: int, **fixed: Any) -> float:
     return toy_workload.curve(toy_workload.Config(**{**fixed, **record.params}), epoch)
+
+
+@pytest.mark.row("S3")
+def test_a_search_over_one_parameter_leaves_its_values_side_by_side(toy: Load, search: Search) -> None:
+    asked = {"sampler": "grid", "trials": 2}
+    parameters = {"lr": {"choices": [0.1, 0.01]}}
+    search.run(toy(parameters=parameters, search=asked, stopping={"rule": "none"}, promotion={"k": 2}))
+    with search.paths.comparison("lr").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert [row["lr"] for row in (first, second)] == ["0.1", "0.01"], "as they are listed"
+    told = [row for row in (first, second) if row["difference"]]
+    assert len(told) == 1 and float(told[0]["difference_low"]) <= float(told[0]["difference"])
+    assert float(told[0]["difference"]) <= float(told[0]["difference_high"])
 
 
 @pytest.mark.row("X1")
