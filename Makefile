@@ -5,7 +5,8 @@ SPACE   ?= nuclei.yaml
 PYTHON  ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN     := $(VENV)/bin/python
 JOBS    ?= 2
-PYTEST  := $(RUN) -m pytest -n $(JOBS) --dist loadfile
+# A process that dies ends the run: pytest-xdist would wait for ever for the files of its successor.
+PYTEST  := $(RUN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart=0
 READY   := $(VENV)/.ready
 PENDING := $(VENV)/.installing
 POSTGRES := $(shell command -v initdb || ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)

@@ -162,6 +162,8 @@ def _predict(
         num_cpus=request.cpus_per_worker, num_gpus=request.gpus_per_worker, max_retries=DEATHS
     )
     source, line = request.source.absolute(), _Line(stream)
+    for number in range(len(parts)):
+        (folder / str(number)).mkdir()
     jobs = {
         job.remote(request.workload, str(checkpoint), str(source), list(part), str(folder / str(number))): number
         for number, part in enumerate(parts)
@@ -176,9 +178,9 @@ def _predict(
                 del jobs[one]
             line.show(lambda: status(len(done), len(parts), folder, request, time.monotonic() - began), not jobs)
     finally:
+        # What is left is not cancelled: Ray 2.60 aborts a driver whose task ends in that moment. The folder of shares
+        # goes, without which none begins, and with the driver its workers go.
         line.end()
-        for one in jobs:
-            ray.cancel(one, force=True)
     return [done[number] for number in sorted(done)]
 
 
@@ -205,7 +207,8 @@ def _share(workload_name: str, checkpoint: str, source: str, files: list[str], f
     attempt = Path(folder) / uuid.uuid4().hex[:8]
     inside, outside = attempt / "in", attempt / "out"
     try:
-        outside.mkdir(parents=True)
+        attempt.mkdir()
+        outside.mkdir()
         for name in files:
             link = inside / name
             link.parent.mkdir(parents=True, exist_ok=True)
