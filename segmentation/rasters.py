@@ -26,8 +26,8 @@ def read_raster(path: Path) -> Array:
     Bands may be samples of a pixel or pages of one size; smaller copies of the raster (overviews) are left alone.
 
     Raises:
-        DataError: naming the file, if it is missing, unreadable, truncated, swells, holds values that are not finite, or
-            pictures of several kinds.
+        DataError: naming the file, if it is missing, unreadable, truncated, swells, holds values that are not finite,
+            or pictures of several kinds.
     """
     import tifffile
 
