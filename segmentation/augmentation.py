@@ -114,7 +114,8 @@ NONE = Augmentation(horizontal_flip=0, vertical_flip=0, rotate90=0)
 def build(config: Augmentation, black: Sequence[float] = (0.0,), slices: int = 0) -> Augmenter:
     """Return a function of image (B, C, H, W) float, mask (B, H, W) or (B, K, H, W) int64, and a generator.
 
-    It returns new tensors of the same shapes and types, equal for equal generator states.
+    It returns new tensors of the same shapes and types, equal for equal generator states. Flips and quarter turns take
+    masks that are coarser than their images, too.
     black: what normalising makes of a stored 0, in each channel or in all.
     slices: of volumes, which come as tall images, see `networks.volume`: all slices of one are changed alike.
     """
@@ -195,8 +196,10 @@ def _lay(config: Augmentation, image: Tensor, mask: Tensor, generator: Generator
     chances = torch.tensor([[config.horizontal_flip], [config.vertical_flip], [config.rotate90]])
     chosen = torch.rand((3, len(image)), generator=generator) < chances
     way = chosen[0] + 2 * chosen[1] + 4 * chosen[2]
-    source = _ways(height, width, image.device)[way.to(image.device)]  # (B, H * W)
-    return _gathered(image, source), _gathered(mask, source)
+    way = way.to(image.device)
+    # A mask may be coarser than its image.
+    sources = [_ways(*planes.shape[-2:], image.device)[way] for planes in (image, mask)]  # (B, H * W) each
+    return _gathered(image, sources[0]), _gathered(mask, sources[1])
 
 
 @functools.lru_cache(maxsize=4)

@@ -18,7 +18,7 @@ from segmentation.splits import TestSplitError, test_split_is_open
 if TYPE_CHECKING:
     import pyarrow as pa
 
-IMAGE_TYPES = ("uint8", "uint16", "float32")
+IMAGE_TYPES = ("uint8", "uint16", "float16", "float32")
 BATCH_BYTES = 4 * 2**20
 
 
@@ -31,11 +31,13 @@ class Sample:
     group: str
     """What must not be torn apart by a split: a patient, a scene, an image cut into tiles."""
     image: np.ndarray[Any, Any]
-    """(C, H, W), uint8, uint16 or float32, values as stored."""
+    """(C, H, W), uint8, uint16, float16 or float32, values as stored."""
     mask: np.ndarray[Any, Any]
     """(H, W) uint8 class ids, or (K, H, W) uint8 of 0 and 1 where several classes may share a pixel."""
     extra: dict[str, str] = field(default_factory=dict)
     """Whatever else a workload wants back: where a tile was cut, how many pixels each class has."""
+    cell: int = 1
+    """Pixels of the image along the side of one of the mask's, where the mask is coarser."""
 
     def __post_init__(self) -> None:
         """Refuse arrays that the cache could not give back as they are."""
@@ -44,7 +46,7 @@ class Sample:
             raise DataError(f"{self.name}: image is {came}; expected (C, H, W) of {', '.join(IMAGE_TYPES)}")
         if self.mask.dtype != np.uint8 or self.mask.ndim not in (2, 3):
             raise DataError(f"{self.name}: mask is {self.mask.dtype} {self.mask.shape}; expected (H, W) of uint8")
-        if self.mask.shape[-2:] != self.image.shape[-2:]:
+        if tuple(side * self.cell for side in self.mask.shape[-2:]) != self.image.shape[-2:]:
             raise DataError(f"{self.name}: image is {size_text(self.image)}, mask is {size_text(self.mask)}")
 
 
