@@ -34,8 +34,9 @@ from segmentation.samples import Samples
 from segmentation.splits import Splits
 from segmentation.training import Batch, Parts, TrainingConfig
 from workloads import _model
-from workloads._esd import dataset, figures, processed, reader, scoring, subtiles
+from workloads._esd import dataset, figures, forest, original, processed, reader, scoring, subtiles
 from workloads._esd.dataset import Data
+from workloads._esd.forest import Forest
 from workloads._esd.generator import Synthetic
 from workloads._esd.satellites import CLASSES
 from workloads._esd.scoring import Found
@@ -58,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 WORKLOAD = "esd"
 SHOWN = 4
+SWEEP_NAMES = original.SWEEP_NAMES
+sweep_value = original.sweep_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,8 @@ class Config(TrainingConfig):
     """Processes that read a set too large for memory; more than there are CPUs are not started."""
     evaluation_batch: int = 8
     """Subtiles in one pass of validation, evaluate and predict."""
+    forest: Forest = field(default_factory=Forest)
+    """A random forest on the network's features, which evaluate scores beside it."""
     first_class: Literal[0, 1] = 1
     """What class 0 is in the rasters of predictions: 0, or 1 as in the contest's files."""
 
@@ -146,6 +151,7 @@ def prepare(config: Config) -> dict[str, Any]:
         ValueError: for a network that is made for cells of another size, or a strategy that is not installed.
     """
     strategy.check(config.strategy)
+    forest.require(config.forest)
     samples, _ = dataset.load_once(config.data)
     build_network(config, samples)
     return dataset.manifest(config.data)
@@ -201,8 +207,12 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
         indices = _filled(config, made, split)
         found = _look(config, samples, indices, normaliser, model)
         drawn = _save_tiles(config, samples, found, out_dir)
+        grown = _grow(config, samples, made, indices, normaliser, model) if config.forest.trees else None
     details = {"split": split, "group_key": made.key, "synthetic": not config.data.root}
-    scored = scoring.evaluated(found, [made.groups[index] for index in found.index], details)
+    tiles = [made.groups[index] for index in found.index]
+    scored = scoring.evaluated(found, tiles, details)
+    if grown is not None:
+        scored = forest.beside(scored, scoring.evaluated(grown, tiles, details))
     names = [str(path.relative_to(out_dir)) for path in drawn]
     curves = _model.save_curves(out_dir / "curves.png", checkpoint, "val_mean_iou")
     return dataclasses.replace(scored, figures=tuple(sorted([*names, *curves], key=lambda name: name[-4:] != ".png")))
@@ -313,6 +323,20 @@ def _validated(
 def _look(config: Config, samples: Samples, indices: Sequence[int], normaliser: Normaliser, model: nn.Module) -> Found:
     device = next(model.parameters()).device
     return scoring.look(model, _batches(config, samples, indices, normaliser, device), config.loss)
+
+
+def _grow(
+    config: Config,
+    samples: Samples,
+    made: Splits,
+    indices: Sequence[int],
+    normaliser: Normaliser,
+    model: nn.Module,
+) -> Found:
+    """Return what a forest on the network's features, learnt on the training split, makes of some subtiles."""
+    device = next(model.parameters()).device
+    known, unknown = (_batches(config, samples, each, normaliser, device) for each in (made.train, indices))
+    return forest.look(config.forest, model, known, unknown, config.loss, seed=config.seed)
 
 
 def _batches(

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from segmentation import cache, splits
 from segmentation.epoch import DataError
@@ -238,6 +241,32 @@ def place_of(samples: Samples, index: int) -> tuple[int, int]:
     """Return where a subtile lies in its tile: down the rows, and along them."""
     noted = samples.extra(index)
     return int(noted["x_gt"]), int(noted["y_gt"])
+
+
+class TorchDataset(Dataset[tuple[Tensor, Tensor, dict[str, Any]]]):
+    """Subtiles one by one, as the ESD project's own loops take them.
+
+    An item is X (C, H, W) float32, y (1, h, w) int64 of 0 to 3, and what is noted of the subtile.
+    """
+
+    def __init__(self, samples: Samples, indices: Sequence[int]) -> None:
+        self.samples, self.indices = samples, tuple(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        index = self.indices[item]
+        x, y = place_of(self.samples, index)
+        note = {"parent_tile_id": self.samples.groups[index], "x_gt": x, "y_gt": y}
+        image = torch.from_numpy(self.samples.image(index).astype(np.float32))
+        return image, torch.from_numpy(self.samples.mask(index).astype(np.int64))[None], note
+
+
+def collate(items: Sequence[tuple[Tensor, Tensor, dict[str, Any]]]) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
+    """Return Xs (B, C, H, W), ys (B, 1, h, w) and a list of what is noted, for a DataLoader's collate_fn."""
+    images, labels, notes = zip(*items, strict=True)
+    return torch.stack(images), torch.stack(labels), list(notes)
 
 
 def pieces(data: Data) -> list[str]:

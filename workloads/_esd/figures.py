@@ -26,6 +26,8 @@ ZOOM = 16
 DARK = 0
 """The class that the contest's map is about."""
 STITCHED = "restitched_visible_gt_prediction.png"
+BLIND = "restitched_visible_prediction.png"
+"""The same where the truth is not known."""
 
 
 def visible(image: Array, channels: Sequence[Channel]) -> Array:
@@ -67,7 +69,9 @@ def save_tile(
         Image.fromarray(painted.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)).save(written[-1])
     titles = ["visible", *(["ground truth"] if truth is not None else []), "prediction"]
     panels = [figures.as_picture(seen), *(_painted(each) for each in (truth, predicted) if each is not None)]
-    written.append(_save_panels(folder / tile / "plot" / STITCHED, [panels], titles, [tile]))
+    written.append(
+        _save_panels(folder / tile / "plot" / (BLIND if truth is None else STITCHED), [panels], titles, [tile])
+    )
     return written
 
 

@@ -10,6 +10,7 @@ splits have changed since, a tile's files are moved.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,9 +33,9 @@ Storage = Literal["float16", "float32"]
 
 
 def place(folder: Path, size: int) -> Path:
-    """Return the folder of the subtiles of a size, in a folder of several or already named so."""
-    name = f"{size}x{size}"
-    return folder if folder.name == name else folder / name
+    """Return the folder of the subtiles of a size, such as 4x4, in a folder of several sizes or beside one of them."""
+    home = folder.parent if re.fullmatch(r"(\d+)x\1", folder.name) else folder
+    return home / f"{size}x{size}"
 
 
 def is_processed(root: Path) -> bool:
