@@ -267,7 +267,8 @@ def _without_counters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
 
 
-def _check_match(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+def mismatch(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """Return what is missing in weights, left over or of another shape, the first three; empty: nothing."""
     problems = [f"{name} is missing" for name in own if name not in weights]
     problems += [f"{name} is left over" for name in weights if name not in own]
     problems += [
@@ -275,11 +276,14 @@ def _check_match(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], sourc
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return f"{'; '.join(problems[:3])}{more}"
+
+
+def _check_match(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    if problems := mismatch(own, weights):
         raise CheckpointError(
-            f"{source}: weights of another network: {'; '.join(problems[:3])}{more}; "
-            "build the network with the checkpoint's own config"
+            f"{source}: weights of another network: {problems}; build the network with the checkpoint's own config"
         )
 
 

@@ -17,7 +17,8 @@ A workload is a module, here or anywhere importable, with
                 changes=None)
     def inspect(config, out_dir)                  draw what the network will see; returns paths of the pictures
 
-for the search of a learning rate (`python -m workloads lr`), if it wants
+for the search of a learning rate and a table of the network's layers (`python -m workloads lr` and `describe`), if it
+wants
 
     def parts(config) -> segmentation.training.Parts    what learns, and from what
 

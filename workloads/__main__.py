@@ -1,4 +1,4 @@
-"""Train, evaluate, predict, inspect or export one configuration of a workload: no search, no Ray.
+"""Train, evaluate, predict, inspect, describe or export one configuration of a workload: no search, no Ray.
 
 Results go to stdout, logs to stderr; the exit code is 0 when done, 1 when it failed, 2 for bad input.
 """
@@ -116,9 +116,7 @@ def lr(given: argparse.Namespace) -> None:
         raise WorkloadError(f"{given.name}: its learning rate cannot be swept, for it offers no `parts(config)`")
     from segmentation import lr_finder  # here, because PyTorch takes seconds that `list` need not pay
 
-    config = configuration.build(workload.Config, _values(given))
-    for warning in workload.prepare(config)["warnings"]:
-        logger.warning("%s", warning)
+    config = _prepared(workload, given)
     found = lr_finder.find(config, workload.parts(config), steps=given.steps)
     path = lr_finder.draw(found, _out(given) / "lr.png")
     logger.info("%d steps up to lr %.1e, steepest fall at %.1e; see %s", *found.summary(), path)
@@ -216,11 +214,20 @@ def predict(given: argparse.Namespace) -> None:
 def inspect(given: argparse.Namespace) -> None:
     """Draw what the network will see and print the pictures' paths."""
     workload = workloads.load(given.name)
-    config = configuration.build(workload.Config, _values(given))
-    for warning in workload.prepare(config)["warnings"]:
-        logger.warning("%s", warning)
-    for path in workload.inspect(config, _out(given)):
+    for path in workload.inspect(_prepared(workload, given), _out(given)):
         print(path)
+
+
+def describe(given: argparse.Namespace) -> None:
+    """Print the layers of a workload's network: what each gives of a training image, and its parameters."""
+    workload = workloads.load(given.name)
+    if not hasattr(workload, "parts"):
+        raise WorkloadError(f"{given.name}: its network cannot be described, for it offers no `parts(config)`")
+    from segmentation.networks import summary  # here, because PyTorch takes seconds that `list` need not pay
+
+    parts = workload.parts(_prepared(workload, given))
+    image, *_ = next(iter(parts.train_batches(1)))
+    print("\n".join(summary.lines(parts.model, *image.shape[1:])))
 
 
 def export(given: argparse.Namespace) -> None:
@@ -266,7 +273,7 @@ def filters(given: argparse.Namespace) -> None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workloads", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for function in (list_, train, lr, evaluate, predict, inspect, filters, export, cost):
+    for function in (list_, train, lr, evaluate, predict, inspect, describe, filters, export, cost):
         name, text = function.__name__.rstrip("_"), function.__doc__
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=function)
@@ -281,7 +288,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         if function in (evaluate, predict, filters, export, cost):
             text = "folder of a checkpoint, a model or a run"
             command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=text)
-        if function is not list_:
+        if function not in (list_, describe):
             text = f"output folder (default: runs/NAME-{name})"
             command.add_argument("--out", type=Path, metavar="FOLDER", help=text)
     _add_own(commands.choices)
@@ -361,6 +368,14 @@ def _whole(least: int, of: str = "") -> Callable[[str], int]:
 
 def _values(given: argparse.Namespace) -> dict[str, Any]:
     return dict(map(configuration.parse_assignment, given.set))
+
+
+def _prepared(workload: ModuleType, given: argparse.Namespace) -> Any:
+    """Return the configuration that was asked for, once its data is ready; say what there is to warn of."""
+    config = configuration.build(workload.Config, _values(given))
+    for warning in workload.prepare(config)["warnings"]:
+        logger.warning("%s", warning)
+    return config
 
 
 def _changes(given: argparse.Namespace) -> dict[str, Any]:

@@ -86,18 +86,18 @@ def check(network: CoarseNetwork, cells: int) -> None:
     Nothing is built: this is for a configuration to ask before it is used.
     """
     side = cells * network.scale_factor
-    image = f"images of {side} pixels ({cells} cells of scale_factor {network.scale_factor})"
+    images = f"images of {side} pixels ({cells} cells of scale_factor {network.scale_factor})"
     if network.name == "segmentation_cnn":
         _check_blocks(network, cells)
     elif network.name == "unet" and 2**network.n_encoders > side:
         raise ValueError(
-            f"n_encoders: got {network.n_encoders}, which leaves nothing of {image}; expected at most "
+            f"n_encoders: got {network.n_encoders}, which leaves nothing of {images}; expected at most "
             f"{side.bit_length() - 1}, or larger images"
         )
     elif network.name == "fcn_resnet101":
         if side <= STRIDE:
             raise ValueError(
-                f"scale_factor: got {network.scale_factor}, but of {image} fcn_resnet101 leaves one pixel, which has "
+                f"scale_factor: got {network.scale_factor}, but of {images} fcn_resnet101 leaves one pixel, which has "
                 f"no variance to normalise by; expected more than {STRIDE} pixels"
             )
         if network.seed_first and not (network.pretrained or network.weights_path):

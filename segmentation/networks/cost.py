@@ -82,13 +82,20 @@ def macs(model: nn.Module, in_channels: int, height: int, width: int) -> int:
     Convolutions, transposed ones, linear layers and matrix products count, one MAC for two FLOPs; normalisation,
     activations, pooling and interpolation do not. The network is left as it is; nothing is computed.
     """
+    with FlopCounterMode(display=False) as counter:
+        shapes_alone(model, in_channels, height, width)
+    flops: int = counter.get_total_flops()
+    return flops // 2
+
+
+@torch.no_grad()
+def shapes_alone(model: nn.Module, in_channels: int, height: int, width: int) -> Any:
+    """Return what the network makes of one image in evaluation, on the meta device, where nothing is computed."""
     state = model.training
     tensors = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     model.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            torch.func.functional_call(model, tensors, (torch.zeros(1, in_channels, height, width, device="meta"),))
+        image = torch.zeros(1, in_channels, height, width, device="meta")
+        return torch.func.functional_call(model, tensors, (image,))
     finally:
         model.train(state)
-    flops: int = counter.get_total_flops()
-    return flops // 2

@@ -124,8 +124,17 @@ class UNet(nn.Module):
         """Return logits (B, K, H, W) of an image (B, C, H, W) of any size; of a volume, with D before H."""
         return fitted(self._logits, image, multiples(self.strides))
 
+    def features(self, image: Tensor) -> Tensor:
+        """Return what the last convolution sees of an image (B, C, H, W): (B, F, H, W), F the finest level's width."""
+        return fitted(self._features, image, multiples(self.strides))
+
     def _logits(self, image: Tensor) -> Tensor:
-        features, skips = image, []
+        logits: Tensor = self.final_conv(self._features(image))
+        return logits
+
+    def _features(self, image: Tensor) -> Tensor:
+        features: Tensor = image
+        skips: list[Tensor] = []
         for encoder, stride in zip(self.encoders, self.strides, strict=True):
             skips.append(encoder(features))
             features = LAYERS[self.dims].max_pool(skips[-1], stride)
@@ -133,8 +142,7 @@ class UNet(nn.Module):
         for index, skip in enumerate(reversed(skips)):
             up, block = self.decoders[2 * index], self.decoders[2 * index + 1]
             features = block(torch.cat([self._skipped(index, skip, features), up(features)], 1))
-        logits: Tensor = self.final_conv(features)
-        return logits
+        return features
 
     def _skipped(self, index: int, skip: Tensor, below: Tensor) -> Tensor:
         """Return what a decoder level, coarsest first, gets of its encoder level; `below` is the level under it."""

@@ -404,6 +404,28 @@ def test_lr_prints_bounds_that_a_search_space_takes(name, capsys, caplog):
     assert "steepest fall at" in caplog.text
 
 
+@pytest.mark.row("E39")
+@pytest.mark.parametrize("name", [name for name in workloads.names() if hasattr(workloads.load(name), "parts")])
+def test_describe_shows_each_layer_and_the_whole_network(name, capsys):
+    assert command.main(["describe", name, "--set", "preset=debug"]) == DONE
+    heading, image, *layers, total = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["module", "kind", "output", "parameters"]
+    parts = workloads.load(name).parts(workloads.load(name).Config.debug())
+    shape = next(iter(parts.train_batches(1)))[0].shape[1:]
+    assert image.split() == ["image", *" x ".join(map(str, shape)).split()]
+    shown = {line.split()[0] for line in layers}
+    assert {key for key, _ in parts.model.named_children()} < shown
+    assert all(key.count(".") < 2 for key in shown)
+    assert total.split()[:2] == ["total", type(parts.model).__name__]
+    assert total.split()[-1] == f"{cost.parameters(parts.model):,}"
+    assert not Path("runs").exists()
+
+
+def test_describe_needs_a_workload_with_parts(capsys):
+    assert command.main(["describe", "toy"]) == BAD_INPUT
+    assert "toy: its network cannot be described, for it offers no `parts(config)`" in capsys.readouterr().err
+
+
 @pytest.mark.row("P40")
 def test_lr_sweeps_what_train_trains(monkeypatch):
     """The sweep's first loss is that of a training of one step at no rate at all."""
