@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ SECTIONS: dict[str, type] = {
     "tracking": Tracking,
 }
 KEYS = ("workload", "data", "objective", "parameters", "constraints", "fixed", *SECTIONS)
-ATTRIBUTES = ("type", "low", "high", "log", "step", "choices", "when")
+ATTRIBUTES = ("type", "low", "high", "log", "step", "choices", "probabilities", "when")
 MINIMA = {
     "search.trials": 1,
     "stopping.min_epochs": 1,
@@ -262,10 +263,10 @@ def _objectives(content: Any, reported: Mapping[str, str]) -> Iterator[Objective
             raise ConfigError("objective", f"expected {{metric: NAME, mode: max or min}}; got {entry!r}")
         metric = str(entry["metric"])
         if metric not in reported:
-            problem = configuration.unknown_key(metric, reported).problem
-            raise ConfigError(
-                "objective.metric", f"the workload does not report {metric!r}; {problem.partition('; ')[2]}"
-            )
+            hint = configuration.unknown_key(metric, reported).problem.partition("; ")[2]
+            near = f"{hint} It" if hint.startswith("did you mean") else "it"
+            problem = f"the workload does not report {metric!r}; {near} reports {', '.join(reported)}"
+            raise ConfigError("objective.metric", problem)
         if metric in seen:
             raise ConfigError("objective.metric", f"{metric!r} stands twice")
         seen.add(metric)
@@ -353,12 +354,29 @@ def _categorical(name: str, entry: Mapping[str, Any], field: configuration.Field
     plain = tuple(list(choice) if isinstance(choice, tuple) else choice for choice in checked)
     if len({space.encode(choice) for choice in plain}) < len(plain):
         raise ConfigError("choices", "a value stands twice")
-    return Parameter(name=name, type="categorical", choices=plain, when=_when(when))
+    probabilities = _probabilities(entry.get("probabilities"), len(plain))
+    return Parameter(name=name, type="categorical", choices=plain, probabilities=probabilities, when=_when(when))
+
+
+def _probabilities(content: Any, count: int) -> tuple[float, ...]:
+    if content is None:
+        return ()
+    found: tuple[float, ...] = configuration.check(tuple[float, ...], content, "probabilities")
+    if len(found) != count:
+        raise ConfigError("probabilities", f"got {len(found)} for {count} choices; expected one for each")
+    for index, probability in enumerate(found):
+        if probability <= 0:
+            problem = f"got {probability}; expected more than 0, so leave out a choice that is never to be drawn"
+            raise ConfigError(f"probabilities[{index}]", problem)
+    if not math.isclose(total := math.fsum(found), 1.0, abs_tol=1e-6):
+        raise ConfigError("probabilities", f"add up to {total:g}; expected 1")
+    return found
 
 
 def _numeric(name: str, kind: Any, entry: Mapping[str, Any], field: configuration.Field, when: Any) -> Parameter:
-    if "choices" in entry:
-        raise ConfigError("choices", f"belongs to type categorical; this one is {kind}")
+    for key in ("choices", "probabilities"):
+        if key in entry:
+            raise ConfigError(key, f"belongs to type categorical; this one is {kind}")
     number = int if kind == "int" else float
     for key in ("low", "high"):
         if entry.get(key) is None:
@@ -485,6 +503,9 @@ def _check_numbers(spec: SearchSpec) -> None:
             raise ConfigError(key, f"got {gpus}; above one GPU it must be a whole number")
     if len(spec.objectives) > 1 and search.sampler == "cmaes":
         raise ConfigError("search.sampler", "cmaes knows one objective; use tpe, gp or nsga2")
+    if search.sampler != "random" and (weighed := next((p.name for p in spec.parameters if p.probabilities), None)):
+        problem = f"known to the sampler random only; this search's is {search.sampler}"
+        raise ConfigError(f"parameters.{weighed}.probabilities", problem)
     if search.sampler == "grid" and (endless := [p.name for p in spec.parameters if space.grid_size(p) is None]):
         raise ConfigError("search.sampler", f"grid needs choices or a step for {', '.join(endless)}")
     if search.sampler == "grid" and (conditional := [p.name for p in spec.parameters if p.when]):
