@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import configuration
 from configuration import ConfigError, YamlError
-from search import samplers, space, workload
+from search import samplers, space, sweep_file, workload
 from search.errors import SpecError
 from search.spec import (
     Evaluation,
@@ -54,22 +54,64 @@ MINIMA = {
 }
 
 
-def load(space_name: str, assignments: Iterable[str] = (), folder: Path = FOLDER) -> SearchSpec:
+def load(
+    space_name: str, assignments: Iterable[str] = (), folder: Path = FOLDER, *, trains: str | None = None
+) -> SearchSpec:
     """Return the checked search space of a file; a bare name is looked up in `search_spaces/`.
 
     Args:
-        space_name: path of a YAML file, or a name such as `nuclei.yaml` or `nuclei`.
+        space_name: path of a YAML file, or a name such as `nuclei.yaml` or `nuclei`; or a sweep file of W&B.
         assignments: `key=value` texts that override the file, such as `search.trials=64`.
         folder: where bare names are looked up.
+        trains: name of the workload, for a sweep file, which has none.
     Raises:
         SpecError: naming the file, the key and the remedy.
     """
     path = _find(space_name, folder)
+    content, assignments = _read(path), list(assignments)
+    sweep = content if sweep_file.is_sweep(content) else None
     try:
-        content = _override(_read(path), assignments)
-        return _spec(path.stem, content)
+        if sweep is not None:
+            content = _translated(sweep, trains)
+        elif trains is not None:
+            raise ConfigError("--workload", "is for the sweep files of W&B; this search space names its own workload")
+        return _spec(path.stem, _override(content, assignments))
     except ConfigError as error:
-        raise SpecError(f"{path.name}: {error}") from error
+        told = error if sweep is None else _in_words_of(sweep, trains, error, assignments)
+        raise SpecError(f"{path.name}: {told}") from error
+
+
+def _translated(sweep: Mapping[str, Any], trains: str | None) -> dict[str, Any]:
+    """Return a sweep file as a search space of the workload that trains."""
+    if trains is None:
+        raise ConfigError("", "a sweep of W&B, which does not say what trains; name it with --workload NAME")
+    try:
+        module = workload.load(trains)
+    except ValueError as error:
+        raise ConfigError("--workload", str(error)) from error
+    names, known = workload.sweep_names_of(module), configuration.fields(module.Config)
+
+    def name_of(name: str) -> str:
+        ours = names.get(name, name)
+        if configuration.find(known, ours) is None and ours != configuration.PRESET:
+            raise configuration.unknown_key(name, [*names, *known])
+        return ours
+
+    return sweep_file.translate(sweep, workload=trains, name_of=name_of, value_of=workload.sweep_value_of(module))
+
+
+def _in_words_of(
+    sweep: Mapping[str, Any], trains: str | None, error: ConfigError, assignments: Iterable[str]
+) -> ConfigError:
+    """Return an error with the sweep file's own key, unless an assignment has brought it about."""
+    given = (text.partition("=")[0].strip() for text in assignments)
+    if any(f"{error.key}.".startswith(f"{key}.") for key in given):
+        return error
+    try:
+        names = workload.sweep_names_of(workload.load(trains or ""))
+        return ConfigError(sweep_file.origin(sweep, error.key, names), error.problem)
+    except ValueError:  # the error is about the workload, or about parameters that are none
+        return error
 
 
 def config_values(spec: SearchSpec, params: Mapping[str, Any]) -> dict[str, Any]:
