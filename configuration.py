@@ -327,7 +327,12 @@ def _check_tuple(arguments: tuple[Any, ...], value: Any, key: str) -> tuple[Any,
 
 def _check_scalar(kind: Any, value: Any, key: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError as error:
+            raise ConfigError(
+                key, f"a whole number of {len(str(abs(value)))} digits; expected one up to 1e308"
+            ) from error
     if kind in (int, float) and isinstance(value, str) and (number := _number_as_text(value)):
         raise ConfigError(key, f"got text {value!r}; write {number}")
     if type(value) is not kind:

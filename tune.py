@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, signal.default_int_handler)
     try:
         stream = logs.start(logs.kind(given.log))
-        spec = spec_file.load(given.space, given.set)
+        spec = spec_file.load(given.space, given.set, trains=given.workload)
         store = place(given.runs, given.study or spec.name)
         if not given.dry_run:
             lease.check(StudyPaths(store.folder))
@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tune.py", description=__doc__)
-    parser.add_argument("--space", required=True, help="YAML file; a bare name is looked up in search_spaces/")
+    parser.add_argument("--space", required=True, help="YAML file, or a W&B sweep; a bare name is in search_spaces/")
+    parser.add_argument("--workload", metavar="NAME", help="what trains, for a W&B sweep file, which does not say")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the file")
     parser.add_argument("--study", help="name of the study's folder (default: the file's name)")
     parser.add_argument("--runs", default="runs", help="folder of all studies, or s3://BUCKET/FOLDER (default: runs)")

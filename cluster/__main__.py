@@ -43,7 +43,7 @@ def fit(given: argparse.Namespace) -> int:
     from cluster import files, fit
     from search import spec_file
 
-    spec = spec_file.load(given.space, given.set)
+    spec = spec_file.load(given.space, given.set, trains=given.workload)
     print(fit.text(spec, files.read(given.file)))
     return DONE
 
@@ -66,6 +66,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     command.set_defaults(run=fit)
     command.add_argument("space", metavar="SPACE", help="search space; a bare name is looked up in search_spaces/")
     command.add_argument("file", metavar="FILE", type=Path, help="Ray launcher, KubeRay or Slurm file")
+    command.add_argument("--workload", metavar="NAME", help="what trains, for a W&B sweep file, which does not say")
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the space"
     )

@@ -149,7 +149,7 @@ def _facts(seen: Glance) -> dict[str, Any]:
         "study": str(seen.paths.folder),
         "state": f"{seen.standing}{f': {seen.holder}' if seen.holder is not None else ''}",
         "workload": seen.spec.workload,
-        **summary.question(seen.spec, seen.resolved["config"]["epochs"]),
+        **summary.question(seen.spec, seen.resolved["config"]),
         "trials": f"{counted or 'none yet'}; {seen.spec.search.trials} wanted",
         "slot-hours": f"{seen.slot_hours:.3g}",
         "age": duration(time.time() - seen.begun),

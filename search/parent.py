@@ -170,7 +170,9 @@ def _trained(plan: Plan, run: Callable[[Study], None], database: Database | None
         parameters=(),
         constraints=(),
         fixed=spec_file.parent_values(plan.spec),
-        search=dataclasses.replace(plan.spec.search, trials=1, sampler="random", wall_time_s=None, slot_hours=None),
+        search=dataclasses.replace(
+            plan.spec.search, trials=1, sampler="random", wall_time_s=None, slot_hours=None, target=None
+        ),
         stopping=Stopping(rule="none"),
         resources=_alone(plan),
     )

@@ -92,8 +92,16 @@ def make(spec: SearchSpec, folder: Path, store: Store | None = None) -> Plan:
         room=room,
         sampler=f"{name}: {why}",
         incumbent=incumbent,
-        notes=(*minded, *notes, *manifest.get("warnings", [])),
+        notes=(*minded, *_small(spec), *notes, *manifest.get("warnings", [])),
     )
+
+
+def _small(spec: SearchSpec) -> list[str]:
+    """Say where the space has fewer configurations than the search would have trials."""
+    every = samplers.points(spec.parameters)
+    if every is None or len(every) >= spec.search.trials:
+        return []
+    return [f"the space has {len(every)} configurations; none is tried twice, so that the search ends after them"]
 
 
 def recorded(paths: StudyPaths) -> Plan:

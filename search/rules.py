@@ -126,6 +126,13 @@ def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
 
 
+def reached(history: History, first: Objective, target: float) -> bool:
+    """Return whether any trial, at any epoch, has a first objective that is the target or better."""
+    # In copies: another thread may ask while epochs come in.
+    values = (values[0] for epochs in list(history.values()) for values in list(epochs.values()))
+    return any(value >= target if first.mode == "max" else value <= target for value in values)
+
+
 def best_epoch(epochs: Mapping[int, tuple[float, ...]], objectives: Sequence[Objective]) -> int | None:
     """Return the epoch with the best first objective, the earliest of equals; None where none is finite."""
     sign = -1.0 if objectives[0].mode == "max" else 1.0

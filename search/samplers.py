@@ -7,12 +7,12 @@ import itertools
 import math
 import random
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -21,6 +21,10 @@ from search.spec import Parameter, SearchSpec
 
 LARGEST_GRID = 10_000
 """Points that are listed one by one for every question."""
+INSISTING = 5
+"""Times that a sampler is asked for another configuration before one is drawn from all that are left."""
+MISSES = 1000
+"""Draws at random from a space too large to list, nearly all of it tried, before a configuration is had twice."""
 
 
 def choose(spec: SearchSpec) -> tuple[str, str]:
@@ -44,19 +48,59 @@ def grid_size(parameters: Sequence[Parameter]) -> int | None:
     return math.prod(size for size in sizes if size is not None)
 
 
-def untried(spec: SearchSpec, tried: Iterable[Mapping[str, Any]]) -> float:
-    """Return how many points of a grid no trial has had yet; infinity for every other sampler."""
-    if choose(spec)[0] != "grid":
-        return math.inf
-    return len(_untried(_grid(spec.parameters), [parameter.name for parameter in spec.parameters], tried))
+Point = tuple[Any, ...]
+"""A configuration: for each parameter its value as Optuna stores it, or `...` where it does not exist."""
+
+
+def points(parameters: Sequence[Parameter]) -> list[Point] | None:
+    """Return every configuration of a small space; None: they are too many, or without number."""
+    sizes = [space.count(parameter) for parameter in parameters]
+    if None in sizes or max((size or 0 for size in sizes), default=0) > LARGEST_GRID:
+        return None
+    if not any(parameter.when for parameter in parameters):
+        few = math.prod(size or 0 for size in sizes) <= LARGEST_GRID
+        return list(itertools.product(*map(space.every, parameters))) if few else None
+    found: list[Point] = [()]
+    for parameter in parameters:
+        options = [space.every(parameter) if _exists(parameter, parameters, point) else [...] for point in found]
+        if sum(map(len, options)) > LARGEST_GRID:
+            return None
+        found = [(*point, value) for point, values in zip(found, options, strict=True) for value in values]
+    return found
+
+
+def at(parameters: Sequence[Parameter], point: Point) -> dict[str, Any]:
+    """Return the values of a configuration, or of the first parameters of one, as Optuna stores them."""
+    return {p.name: value for p, value in zip(parameters, point, strict=False) if value is not ...}
+
+
+def point_of(parameters: Sequence[Parameter], stored: Mapping[str, Any]) -> Point:
+    """Return the configuration that a trial's values are, as Optuna stores them."""
+    return tuple(stored.get(parameter.name, ...) for parameter in parameters)
+
+
+def _exists(parameter: Parameter, parameters: Sequence[Parameter], point: Point) -> bool:
+    return space.applies(parameter, _decoded(parameters, at(parameters, point)))
+
+
+def _decoded(parameters: Sequence[Parameter], stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {p.name: space.decode(p, stored[p.name]) for p in parameters if p.name in stored}
 
 
 def make(spec: SearchSpec, number: int) -> BaseSampler:
-    """Return the sampler that asks for this trial.
+    """Return the sampler that asks for this trial; where configurations can be counted, for none that has been tried.
 
     Samplers that draw get a seed of their own for each trial: one made again with the same seed would propose the
     same points again. Grid and quasi-random sequences keep their place in the study and get one seed for all.
     """
+    sampler = _make(spec, number)
+    countable = all(space.count(parameter) is not None for parameter in spec.parameters)
+    if isinstance(sampler, GridSampler) or not (spec.parameters and countable):
+        return sampler
+    return UntriedSampler(sampler, spec.parameters, _entropy(spec.search.seed, number))
+
+
+def _make(spec: SearchSpec, number: int) -> BaseSampler:
     name, _ = choose(spec)
     drawn, constant = _entropy(spec.search.seed, number), trial_seed(spec.search.seed, 0)
     startup = max(4, min(10, spec.search.trials // 4))
@@ -80,12 +124,97 @@ def make(spec: SearchSpec, number: int) -> BaseSampler:
                     seed=constant,
                     scramble=True,
                     warn_independent_sampling=False,
-                    independent_sampler=optuna.samplers.RandomSampler(seed=drawn),
+                    independent_sampler=RandomSampler(seed=drawn),
                 )
             case "grid":
                 return GridSampler(spec.parameters, constant)
             case _:
-                return optuna.samplers.RandomSampler(seed=drawn)
+                return WeighingSampler(spec.parameters, drawn)
+
+
+class WeighingSampler(RandomSampler):
+    """Draws at random, choices by their probabilities where they have any."""
+
+    def __init__(self, parameters: Sequence[Parameter], seed: Any) -> None:
+        super().__init__(seed)
+        self.probabilities = {p.name: p.probabilities for p in parameters if p.probabilities}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return the value of one parameter."""
+        chances = self.probabilities.get(param_name)
+        if chances is None:
+            return super().sample_independent(study, trial, param_name, param_distribution)
+        assert isinstance(param_distribution, CategoricalDistribution)
+        total = math.fsum(chances)
+        index = self._rng.rng.choice(len(chances), p=[chance / total for chance in chances])
+        return param_distribution.choices[index]
+
+
+class UntriedSampler(BaseSampler):
+    """Another sampler, asked again for as long as it says what a trial has had already, running or ended.
+
+    One that insists, as a model does that has found its best, is overruled: the point is then drawn from all the rest.
+    """
+
+    def __init__(self, sampler: BaseSampler, parameters: Sequence[Parameter], seed: Any) -> None:
+        self.sampler, self.parameters, self.seed = sampler, parameters, seed
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return all parameters: only a whole configuration can be told from others."""
+        return {parameter.name: space.distribution(parameter) for parameter in self.parameters}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return a configuration that no other trial has had, where there is one."""
+        if "fixed_params" in trial.system_attrs:
+            return {}
+        tried = {point_of(self.parameters, params) for params in _others(study, trial)}
+        for _ in range(INSISTING):
+            values = self._draw(study, trial)
+            if point_of(self.parameters, values) not in tried:
+                return values
+        left = [point for point in points(self.parameters) or [] if point not in tried]
+        if left:
+            return at(self.parameters, random.Random(str(self.seed)).choice(left))
+        self.sampler = RandomSampler(self.seed)
+        drawn = (self._draw(study, trial) for _ in range(MISSES))
+        return next((values for values in drawn if point_of(self.parameters, values) not in tried), values)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return what the other sampler says."""
+        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Tell the other sampler."""
+        self.sampler.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Tell the other sampler."""
+        self.sampler.after_trial(study, trial, state, values)
+
+    def _draw(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        """Return what the other sampler says of all the parameters that exist beside each other."""
+        related = self.sampler.infer_relative_search_space(study, trial)
+        relative = self.sampler.sample_relative(study, trial, related)
+        stored: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if not space.applies(parameter, _decoded(self.parameters, stored)):
+                continue
+            drawn = space.distribution(parameter)
+            if drawn.single():
+                (value,) = space.every(parameter)
+            elif parameter.name in relative:
+                value = relative[parameter.name]
+            else:
+                value = self.sampler.sample_independent(study, trial, parameter.name, drawn)
+            # Of 0.1 and two steps of 0.1 Optuna makes 0.30000000000000004, which is 0.3.
+            stored[parameter.name] = value if parameter.step is None else space.nearest(parameter, value)
+        return stored
 
 
 class GridSampler(BaseSampler):
@@ -105,12 +234,11 @@ class GridSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return the next point."""
-        names = [parameter.name for parameter in self.parameters]
-        points = _grid(self.parameters)
-        others = study.get_trials(deepcopy=False, states=[s for s in TrialState if s != TrialState.WAITING])
-        left = _untried(points, names, (other.params for other in others if other.number != trial.number))
-        order = random.Random(self.seed).sample(left or points, len(left or points))
-        return dict(zip(names, order[0 if left else trial.number % len(order)], strict=True))
+        every = points(self.parameters) or []
+        tried = {point_of(self.parameters, params) for params in _others(study, trial)}
+        left = [point for point in every if point not in tried]
+        order = random.Random(self.seed).sample(left or every, len(left or every))
+        return at(self.parameters, order[0 if left else trial.number % len(order)])
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -119,16 +247,11 @@ class GridSampler(BaseSampler):
         raise ValueError(f"{param_name} is not part of the grid")
 
 
-def _grid(parameters: Sequence[Parameter]) -> list[tuple[Any, ...]]:
-    return list(itertools.product(*(space.grid_values(parameter) or [] for parameter in parameters)))
-
-
-def _untried(
-    points: Sequence[tuple[Any, ...]], names: Sequence[str], tried: Iterable[Mapping[str, Any]]
-) -> list[tuple[Any, ...]]:
-    # 1 == True in Python, but not in a grid.
-    found = {tuple((type(params.get(name)), params.get(name)) for name in names) for params in tried}
-    return [point for point in points if tuple((type(value), value) for value in point) not in found]
+def _others(study: Study, trial: FrozenTrial) -> Iterator[Mapping[str, Any]]:
+    """Yield the values of all other trials that have been asked."""
+    asked = [state for state in TrialState if state != TrialState.WAITING]
+    others = study.get_trials(deepcopy=False, states=asked)
+    return (other.params for other in others if other.number != trial.number)
 
 
 def draw_again(trial: optuna.trial.Trial, parameter: Parameter) -> None:

@@ -207,7 +207,7 @@ def _shared() -> dict[str, Schema]:
     return {
         "integer": _numeric(["int"]),
         "number": _numeric(["float", "int"]),
-        "choices": _entry(["categorical"], "choices", "when"),
+        "choices": _entry(["categorical"], "choices", "probabilities", "when"),
     }
 
 
@@ -260,6 +260,7 @@ def _entry(kinds: Sequence[str], *attributes: str) -> Schema:
         "log": {"type": "boolean"},
         "step": {"type": ["number", "null"], "exclusiveMinimum": 0},
         "choices": {"type": "array"},
+        "probabilities": {"type": ["array", "null"], "items": {"type": "number", "exclusiveMinimum": 0}},
         "when": {"type": ["object", "null"]},
     }
     assert set(values) == set(spec_file.ATTRIBUTES)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,6 +19,7 @@ from search import (
     parent,
     promotion,
     queues,
+    rules,
     samplers,
     study_spec,
     workload,
@@ -97,34 +98,42 @@ def _held(plan: Plan) -> Iterator[Database | None]:
 
 def _search(plan: Plan, study: Study, session: RaySession, stream: TextIO) -> None:
     """Run what is left of a study's trials."""
-    may_start = _budget(study)
-    if not study.left() or not (study.in_flight() or may_start()):
-        why = "all its trials have ended" if not study.left() else "its budget is used up"
-        _say(stream, f"{study.name}: complete, {why}")
+    if not study.left() or not (study.in_flight() or not _enough(study)):
+        _say(stream, f"{study.name}: complete, {_ended(study)}")
         return
     session.start()
     with queues.turn(study.trial_folder(0).parent, study.spec.resources, plan.slots, stream) as turn:
         desk = Desk(study, stream, turn)
         try:
-            executor.run(study, plan.slots, desk, may_start, lambda: turn.slots)
+            executor.run(study, plan.slots, desk, lambda: not _enough(study), lambda: turn.slots)
         finally:
             desk.close()
+    if len(study.records()) < study.spec.search.trials and (why := _ended(study)):
+        _say(stream, f"{study.name}: complete, {why}")
     study.sync()
 
 
-def _budget(study: Study) -> Callable[[], bool]:
-    """Return whether another trial may start: false once wall time or slot hours are used up."""
-    search = study.spec.search
+def _ended(study: Study) -> str:
+    """Return why a search has no more trials to run."""
+    if study.left():
+        return _enough(study)
+    return "every configuration has been tried" if study.exhausted else "all its trials have ended"
 
-    def may_start() -> bool:
-        if search.wall_time_s is None and search.slot_hours is None:
-            return True
+
+def _enough(study: Study) -> str:
+    """Return why no other trial may start, in words; nothing where one may."""
+    search = study.spec.search
+    if search.wall_time_s is not None or search.slot_hours is not None:
         records = study.records()
         spent = sum(record.slot_s for record in records) / 3600
-        in_time = search.wall_time_s is None or wall_time(records) < search.wall_time_s
-        return in_time and (search.slot_hours is None or spent < search.slot_hours)
-
-    return may_start
+        if search.wall_time_s is not None and wall_time(records) >= search.wall_time_s:
+            return "its budget is used up"
+        if search.slot_hours is not None and spent >= search.slot_hours:
+            return "its budget is used up"
+    first = study.spec.objectives[0]
+    if search.target is not None and rules.reached(study.history, first, search.target):
+        return f"{first.metric} has reached {search.target:g}"
+    return ""
 
 
 def _promote(plan: Plan, study: Study, chosen: Sequence[Promoted] | None = None) -> None:
@@ -204,7 +213,7 @@ def _trained_again(plan: Plan, chosen: Sequence[TrialRecord], database: Database
     spec = dataclasses.replace(
         plan.spec,
         constraints=(),  # they held in the search; other epochs or seeds are no reason to ask for another trial
-        search=dataclasses.replace(plan.spec.search, trials=count, wall_time_s=None, slot_hours=None),
+        search=dataclasses.replace(plan.spec.search, trials=count, wall_time_s=None, slot_hours=None, target=None),
         stopping=Stopping(rule="none"),
         promotion=dataclasses.replace(rule, k=sys.maxsize),  # each of them is evaluated, so each keeps its checkpoint
     )

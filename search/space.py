@@ -100,23 +100,30 @@ def contains(parameter: Parameter, value: Any) -> bool:
     return isinstance(value, int | float) and parameter.low <= value <= parameter.high
 
 
-def grid_size(parameter: Parameter) -> int | None:
-    """Return how many values a parameter has, or None where they cannot be counted."""
+def count(parameter: Parameter) -> int | None:
+    """Return how many values a parameter has, or None for a range of floats without steps."""
     if parameter.type == "categorical":
         return len(parameter.choices)
-    if parameter.step is None and (parameter.type == "float" or parameter.log):
+    if parameter.step is None and parameter.type == "float":
         return None
     return _steps(parameter) + 1
 
 
+def grid_size(parameter: Parameter) -> int | None:
+    """Return how many values a parameter has on a grid, or None where it has no place there."""
+    return None if parameter.log else count(parameter)
+
+
 def grid_values(parameter: Parameter) -> list[Any] | None:
-    """Return all values of a parameter as Optuna stores them, or None where they cannot be counted."""
+    """Return all values of a parameter as Optuna stores them, or None where it has no place on a grid."""
+    return None if grid_size(parameter) is None else every(parameter)
+
+
+def every(parameter: Parameter) -> list[Any]:
+    """Return all values of a parameter whose values can be counted, as Optuna stores them."""
     if parameter.type == "categorical":
         return [encode(choice) for choice in parameter.choices]
-    size = grid_size(parameter)
-    if size is None:
-        return None
-    values = [_step(parameter, index) for index in range(size)]
+    values = [_step(parameter, index) for index in range(count(parameter) or 0)]
     return [round(value) for value in values] if parameter.type == "int" else values
 
 

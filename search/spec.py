@@ -35,6 +35,8 @@ class Parameter:
     """Distance between neighbours; not together with log."""
     choices: tuple[Any, ...] = ()
     """The values of a categorical."""
+    probabilities: tuple[float, ...] = ()
+    """Of each choice, 1 in all; for the sampler random. Without them all choices are alike."""
     when: Mapping[str, Any] = field(default_factory=dict)
     """The parameter exists only where these other parameters have one of these values."""
 
@@ -80,6 +82,8 @@ class Search:
     """Start no trial after this many seconds, all runs of the study added up."""
     slot_hours: float | None = None
     """Start no trial after this many hours of slots in use, all runs of the study added up."""
+    target: float | None = None
+    """Start no trial once the first objective of any has reached this value, at whatever epoch."""
     storage: str | None = None
     """Where the record is kept: postgresql://USER@HOST/DATABASE; null: $TUNE_STORAGE, or a journal in the folder."""
 

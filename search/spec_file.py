@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import configuration
 from configuration import ConfigError, YamlError
-from search import samplers, space, workload
+from search import samplers, space, sweep_file, workload
 from search.errors import SpecError
 from search.spec import (
     Evaluation,
@@ -36,7 +37,7 @@ SECTIONS: dict[str, type] = {
     "tracking": Tracking,
 }
 KEYS = ("workload", "data", "objective", "parameters", "constraints", "fixed", *SECTIONS)
-ATTRIBUTES = ("type", "low", "high", "log", "step", "choices", "when")
+ATTRIBUTES = ("type", "low", "high", "log", "step", "choices", "probabilities", "when")
 MINIMA = {
     "search.trials": 1,
     "stopping.min_epochs": 1,
@@ -53,22 +54,64 @@ MINIMA = {
 }
 
 
-def load(space_name: str, assignments: Iterable[str] = (), folder: Path = FOLDER) -> SearchSpec:
+def load(
+    space_name: str, assignments: Iterable[str] = (), folder: Path = FOLDER, *, trains: str | None = None
+) -> SearchSpec:
     """Return the checked search space of a file; a bare name is looked up in `search_spaces/`.
 
     Args:
-        space_name: path of a YAML file, or a name such as `nuclei.yaml` or `nuclei`.
+        space_name: path of a YAML file, or a name such as `nuclei.yaml` or `nuclei`; or a sweep file of W&B.
         assignments: `key=value` texts that override the file, such as `search.trials=64`.
         folder: where bare names are looked up.
+        trains: name of the workload, for a sweep file, which has none.
     Raises:
         SpecError: naming the file, the key and the remedy.
     """
     path = _find(space_name, folder)
+    content, assignments = _read(path), list(assignments)
+    sweep = content if sweep_file.is_sweep(content) else None
     try:
-        content = _override(_read(path), assignments)
-        return _spec(path.stem, content)
+        if sweep is not None:
+            content = _translated(sweep, trains)
+        elif trains is not None:
+            raise ConfigError("--workload", "is for the sweep files of W&B; this search space names its own workload")
+        return _spec(path.stem, _override(content, assignments))
     except ConfigError as error:
-        raise SpecError(f"{path.name}: {error}") from error
+        told = error if sweep is None else _in_words_of(sweep, trains, error, assignments)
+        raise SpecError(f"{path.name}: {told}") from error
+
+
+def _translated(sweep: Mapping[str, Any], trains: str | None) -> dict[str, Any]:
+    """Return a sweep file as a search space of the workload that trains."""
+    if trains is None:
+        raise ConfigError("", "a sweep of W&B, which does not say what trains; name it with --workload NAME")
+    try:
+        module = workload.load(trains)
+    except ValueError as error:
+        raise ConfigError("--workload", str(error)) from error
+    names, known = workload.sweep_names_of(module), configuration.fields(module.Config)
+
+    def name_of(name: str) -> str:
+        ours = names.get(name, name)
+        if configuration.find(known, ours) is None and ours != configuration.PRESET:
+            raise configuration.unknown_key(name, [*names, *known])
+        return ours
+
+    return sweep_file.translate(sweep, workload=trains, name_of=name_of, value_of=workload.sweep_value_of(module))
+
+
+def _in_words_of(
+    sweep: Mapping[str, Any], trains: str | None, error: ConfigError, assignments: Iterable[str]
+) -> ConfigError:
+    """Return an error with the sweep file's own key, unless an assignment has brought it about."""
+    given = (text.partition("=")[0].strip() for text in assignments)
+    if any(f"{error.key}.".startswith(f"{key}.") for key in given):
+        return error
+    try:
+        names = workload.sweep_names_of(workload.load(trains or ""))
+        return ConfigError(sweep_file.origin(sweep, error.key, names), error.problem)
+    except ValueError:  # the error is about the workload, or about parameters that are none
+        return error
 
 
 def config_values(spec: SearchSpec, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,10 +305,10 @@ def _objectives(content: Any, reported: Mapping[str, str]) -> Iterator[Objective
             raise ConfigError("objective", f"expected {{metric: NAME, mode: max or min}}; got {entry!r}")
         metric = str(entry["metric"])
         if metric not in reported:
-            problem = configuration.unknown_key(metric, reported).problem
-            raise ConfigError(
-                "objective.metric", f"the workload does not report {metric!r}; {problem.partition('; ')[2]}"
-            )
+            hint = configuration.unknown_key(metric, reported).problem.partition("; ")[2]
+            near = f"{hint} It" if hint.startswith("did you mean") else "it"
+            problem = f"the workload does not report {metric!r}; {near} reports {', '.join(reported)}"
+            raise ConfigError("objective.metric", problem)
         if metric in seen:
             raise ConfigError("objective.metric", f"{metric!r} stands twice")
         seen.add(metric)
@@ -353,12 +396,29 @@ def _categorical(name: str, entry: Mapping[str, Any], field: configuration.Field
     plain = tuple(list(choice) if isinstance(choice, tuple) else choice for choice in checked)
     if len({space.encode(choice) for choice in plain}) < len(plain):
         raise ConfigError("choices", "a value stands twice")
-    return Parameter(name=name, type="categorical", choices=plain, when=_when(when))
+    probabilities = _probabilities(entry.get("probabilities"), len(plain))
+    return Parameter(name=name, type="categorical", choices=plain, probabilities=probabilities, when=_when(when))
+
+
+def _probabilities(content: Any, count: int) -> tuple[float, ...]:
+    if content is None:
+        return ()
+    found: tuple[float, ...] = configuration.check(tuple[float, ...], content, "probabilities")
+    if len(found) != count:
+        raise ConfigError("probabilities", f"got {len(found)} for {count} choices; expected one for each")
+    for index, probability in enumerate(found):
+        if probability <= 0:
+            problem = f"got {probability}; expected more than 0, so leave out a choice that is never to be drawn"
+            raise ConfigError(f"probabilities[{index}]", problem)
+    if not math.isclose(total := math.fsum(found), 1.0, abs_tol=1e-6):
+        raise ConfigError("probabilities", f"add up to {total:g}; expected 1")
+    return found
 
 
 def _numeric(name: str, kind: Any, entry: Mapping[str, Any], field: configuration.Field, when: Any) -> Parameter:
-    if "choices" in entry:
-        raise ConfigError("choices", f"belongs to type categorical; this one is {kind}")
+    for key in ("choices", "probabilities"):
+        if key in entry:
+            raise ConfigError(key, f"belongs to type categorical; this one is {kind}")
     number = int if kind == "int" else float
     for key in ("low", "high"):
         if entry.get(key) is None:
@@ -485,6 +545,9 @@ def _check_numbers(spec: SearchSpec) -> None:
             raise ConfigError(key, f"got {gpus}; above one GPU it must be a whole number")
     if len(spec.objectives) > 1 and search.sampler == "cmaes":
         raise ConfigError("search.sampler", "cmaes knows one objective; use tpe, gp or nsga2")
+    if search.sampler != "random" and (weighed := next((p.name for p in spec.parameters if p.probabilities), None)):
+        problem = f"known to the sampler random only; this search's is {search.sampler}"
+        raise ConfigError(f"parameters.{weighed}.probabilities", problem)
     if search.sampler == "grid" and (endless := [p.name for p in spec.parameters if space.grid_size(p) is None]):
         raise ConfigError("search.sampler", f"grid needs choices or a step for {', '.join(endless)}")
     if search.sampler == "grid" and (conditional := [p.name for p in spec.parameters if p.when]):

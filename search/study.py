@@ -112,6 +112,8 @@ class Study:
         self._protected: set[int] = set()
         """Trials that somebody enqueued: they run to their end, or there would be nothing to compare with."""
         self._counted = 0
+        every = samplers.points(spec.parameters)
+        self._points = None if every is None else frozenset(every)
         self._reconcile()
 
     def enqueue(
@@ -138,6 +140,11 @@ class Study:
             return self._again.pop(0)
         for _ in range(REFUSALS):
             if not self._new_left():
+                if self.exhausted and not self._counted:
+                    count = len(self._points or ())
+                    raise StudyError(
+                        f"all {count} configurations break a constraint; loosen constraints: or the ranges"
+                    )
                 return None
             task = self._ask_new()
             if task is not None:
@@ -207,6 +214,11 @@ class Study:
         """Return how many trials are still to run, those included that an earlier process left in flight."""
         return len(self._again) + self._new_left()
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the space is small, and every configuration in it has been tried."""
+        return self._points is not None and len(self._frozen()) >= len(self._points) and not self._untried()
+
     def in_flight(self) -> int:
         """Return how many trials that an earlier process left in flight are still to be run again."""
         return len(self._again)
@@ -216,10 +228,14 @@ class Study:
         trials = self._frozen()
         waiting = sum(trial.state == TrialState.WAITING for trial in trials) + len(self._begun)
         wanted = max(0, self.spec.search.trials - self._counted)
-        if wanted:
-            asked = (trial.params for trial in trials if trial.state != TrialState.WAITING)
-            wanted = int(min(wanted, samplers.untried(self.spec, asked)))
+        if self._points is not None and wanted + len(trials) > len(self._points):
+            wanted = min(wanted, len(self._untried()))
         return max(waiting, wanted)
+
+    def _untried(self) -> frozenset[samplers.Point]:
+        """Return the configurations of a small space that no trial has had yet; one that was refused has been had."""
+        asked = (trial.params for trial in self._frozen() if trial.state != TrialState.WAITING)
+        return (self._points or frozenset()).difference(samplers.point_of(self.spec.parameters, p) for p in asked)
 
     def _ask_new(self) -> Task | None:
         trial = self._question()

@@ -21,6 +21,7 @@ FREE = (
     "search.trials",
     "search.wall_time_s",
     "search.slot_hours",
+    "search.target",
     "search.storage",
     "parent.scan",
     "promotion",
@@ -112,7 +113,8 @@ def _spec(content: Mapping[str, Any]) -> SearchSpec:
 
 def _parameter(name: str, values: Mapping[str, Any]) -> Parameter:
     when = {other: tuple(wanted) for other, wanted in values.get("when", {}).items()}
-    return Parameter(name=name, **{**values, "choices": tuple(values.get("choices", ())), "when": when})
+    several = {key: tuple(values.get(key, ())) for key in ("choices", "probabilities")}
+    return Parameter(name=name, **{**values, **several, "when": when})
 
 
 def resolved(spec: SearchSpec, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +162,8 @@ def recorded_versions(paths: StudyPaths) -> dict[str, str]:
 def _as_now(old: Mapping[str, Any]) -> dict[str, Any]:
     """Return a resolved spec, perhaps of a study made before, with the parts and keys that there are now."""
     parts = {name: without_retired(old[name]) for name in ("config", "fixed") if name in old}
-    return {"parent": _plain(asdict(Parent())), **old, **parts}
+    parameters = {name: {"probabilities": [], **values} for name, values in old.get("parameters", {}).items()}
+    return {"parent": _plain(asdict(Parent())), **old, **parts, "parameters": parameters}
 
 
 def _frozen(content: Mapping[str, Any]) -> dict[str, Any]:

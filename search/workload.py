@@ -14,6 +14,10 @@ A workload may also have
     TABLE                                     metrics of an evaluation that tell what a network costs and scores beside
                                               its parent, and their headings
     UNINHERITED                               parts of the Config, such as "prune", that a parent is trained without
+    SWEEP_NAMES                               what the W&B sweep files of the system that it comes from call values of
+                                              its Config: {"max_epochs": "epochs"}; all other names are the Config's
+    def sweep_value(name, value)              a value as such a file has it, under the file's name for it, as the Config
+                                              takes it: "5,5,2" -> [5, 5, 2]; raise ValueError for what it never is
 
 and for prediction by several workers (`search.inference`)
 
@@ -27,8 +31,10 @@ and for prediction by several workers (`search.inference`)
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 def names() -> list[str]:
@@ -61,6 +67,18 @@ def uninherited_by(module: ModuleType) -> tuple[str, ...]:
 def table_of(module: ModuleType) -> dict[str, str]:
     """Return the metrics of an evaluation to show beside those of a parent, and their headings."""
     found: dict[str, str] = getattr(module, "TABLE", {})
+    return found
+
+
+def sweep_names_of(module: ModuleType) -> Mapping[str, str]:
+    """Return what W&B sweep files call values of the Config."""
+    found: Mapping[str, str] = getattr(module, "SWEEP_NAMES", {})
+    return found
+
+
+def sweep_value_of(module: ModuleType) -> Callable[[str, Any], Any]:
+    """Return what makes a value of the Config of one in a W&B sweep file, given the file's name for it."""
+    found: Callable[[str, Any], Any] = getattr(module, "sweep_value", lambda name, value: value)
     return found
 
 

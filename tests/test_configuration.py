@@ -81,6 +81,7 @@ def test_a_preset_is_what_other_values_are_laid_over() -> None:
         ({"size": 0}, "size", "expected at least 1"),
         ({"inner.rate": "1e-5"}, "inner.rate", "write 1.0e-5"),
         ({"inner.rate": None}, "inner.rate", "None"),
+        ({"inner.rate": 10**400}, "inner.rate", "a whole number of 401 digits"),
         ({"inner.kind": "c"}, "inner.kind", "a"),
         ({"wide": [1, "x"]}, "wide", "'x'"),
         ({"on": "yes"}, "on", "'yes'"),

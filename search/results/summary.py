@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search import resources, rules
 from search.record import StudyPaths
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from search.planning import Plan
 
 SHOWN_PARAMETERS = 6
+_BETTER = {"max": "more", "min": "less"}
 
 
 def plan_text(plan: Plan) -> str:
@@ -35,7 +36,7 @@ def plan_text(plan: Plan) -> str:
         **{f"  {parameter.name}": _parameter(parameter) for parameter in spec.parameters},
         "first trial": ", ".join(f"{name} {show(value)}" for name, value in plan.incumbent.items()),
         "sampler": plan.sampler,
-        "stopping": _stopping(spec, plan.config["epochs"]),
+        "stopping": _stopping(spec, most_epochs(spec, plan.config)),
         "trials": _trials(plan),
         "slots": _slots(plan),
         "budget": _budget(spec, plan.slots),
@@ -46,13 +47,13 @@ def plan_text(plan: Plan) -> str:
     return "\n".join([*text, *(f"note: {note}" for note in plan.notes)])
 
 
-def question(spec: SearchSpec, epochs: int) -> dict[str, str]:
-    """Return what a study asks, line by line under its headings; a trial has at most so many epochs."""
+def question(spec: SearchSpec, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a study asks, line by line under its headings; the config is that of the defaults."""
     return {
         "objective": ", ".join(map(_objective, spec.objectives)),
         "parameters": "",
         **{f"  {parameter.name}": _parameter(parameter) for parameter in spec.parameters},
-        "stopping": _stopping(spec, epochs),
+        "stopping": _stopping(spec, most_epochs(spec, config)),
         "promotion": _promotion(spec),
     }
 
@@ -73,6 +74,14 @@ def result_text(plan: Plan, rows: Sequence[Row]) -> str:
     width = max(map(len, places)) + 1
     where = [f"{name:{width}} {_short(place)}" for name, place in places.items()]
     return "\n".join([*_table(plan.spec, rows), "", *why, "", *where])
+
+
+def most_epochs(spec: SearchSpec, config: Mapping[str, Any]) -> int:
+    """Return how many epochs the longest trial has, where the search is over them too."""
+    searched = next((parameter for parameter in spec.parameters if parameter.name == "epochs"), None)
+    if searched is None:
+        return int(config["epochs"])
+    return int(max(searched.choices or (searched.high or 0,)))
 
 
 def expected_epochs(spec: SearchSpec, epochs: int) -> int:
@@ -122,7 +131,9 @@ def _objective(objective: Objective) -> str:
 def _parameter(parameter: Parameter) -> str:
     when = "".join(f", when {name} is {' or '.join(map(show, wanted))}" for name, wanted in parameter.when.items())
     if parameter.choices:
-        return f"one of {', '.join(map(show, parameter.choices))}{when}"
+        chances = [f" ({probability:.3g})" for probability in parameter.probabilities] or [""] * len(parameter.choices)
+        shown = [f"{show(choice)}{chance}" for choice, chance in zip(parameter.choices, chances, strict=True)]
+        return f"one of {', '.join(shown)}{when}"
     scale = ", log" if parameter.log else f", step {parameter.step:g}" if parameter.step is not None else ""
     return f"{parameter.type} {show(parameter.low)} to {show(parameter.high)}{scale}{when}"
 
@@ -137,7 +148,7 @@ def _stopping(spec: SearchSpec, epochs: int) -> str:
 
 def _trials(plan: Plan) -> str:
     """Say how much work the trials are, and how long that takes for each second that an epoch takes."""
-    trials, epochs = plan.spec.search.trials, plan.config["epochs"]
+    trials, epochs = plan.spec.search.trials, most_epochs(plan.spec, plan.config)
     most, likely = trials * epochs, expected_epochs(plan.spec, epochs)
     return (
         f"{trials} of at most {epochs} epochs: {most} epochs at the most, about {likely} with early stops; "
@@ -153,6 +164,9 @@ def _budget(spec: SearchSpec, slots: int) -> str:
     if search.slot_hours is not None:
         seconds = 3600 * search.slot_hours / slots
         parts.append(f"no new trial after {search.slot_hours:g} slot-hours = {seconds:.0f} s on {slots} slots")
+    if search.target is not None:
+        first = spec.objectives[0]
+        parts.append(f"no new trial once {first.metric} is {search.target:g} or {_BETTER[first.mode]}")
     return "; ".join(parts)
 
 

@@ -34,8 +34,7 @@ GRIDS = {
 
 
 def points(spec: SearchSpec) -> list[dict[str, Any]]:
-    names = [parameter.name for parameter in spec.parameters]
-    return [dict(zip(names, point, strict=True)) for point in samplers._grid(spec.parameters)]
+    return [samplers.at(spec.parameters, point) for point in samplers.points(spec.parameters) or []]
 
 
 def configured(spec: SearchSpec, point: dict[str, Any]) -> acdc.Config:

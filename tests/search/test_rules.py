@@ -35,6 +35,13 @@ def test_rungs_by_hand() -> None:
     assert [rules.rungs(two, number, 28) for number in (0, 1, 2)] == [[1, 3, 9, 27], [3, 9, 27], [1, 3, 9, 27]]
 
 
+def test_a_target_is_reached_at_any_epoch_of_any_trial() -> None:
+    history = curves(t0=[0.2, 0.9, 0.4], t1=[math.nan, 0.5], t2=[])
+    assert rules.reached(history, SCORE[0], 0.9) and not rules.reached(history, SCORE[0], 0.91)
+    assert rules.reached(history, LOSS[0], 0.2) and not rules.reached(history, LOSS[0], 0.19)
+    assert not rules.reached({}, SCORE[0], -1.0)
+
+
 def test_asha_lets_the_best_third_go_on() -> None:
     history = curves(t0=[0.9], t1=[0.5], t2=[0.7], t3=[0.6], t4=[0.1], t5=[0.8])
     verdicts = {number: rules.judge(ASHA, SCORE, history, number, 1) for number in history}

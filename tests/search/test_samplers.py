@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search import samplers
+from search.errors import StudyError
 from search.record import StudyPaths
 from search.spec import Search, SearchSpec
 from search.study import Outcome, Study, Task
@@ -22,6 +23,7 @@ Open = Callable[[SearchSpec], Study]
 SAMPLERS = typing.get_args(typing.get_type_hints(Search)["sampler"])
 COUNTED = {"width": {"type": "int", "low": 8, "high": 20, "step": 4}, "lr": {"choices": [0.1, 0.2, 0.3]}}
 TRIALS = 12
+SMALL: dict[str, Any] = {"parameters": COUNTED, "search": {"sampler": "random", "trials": 12}}
 
 
 def outcome(task: Task) -> Outcome:
@@ -115,6 +117,88 @@ def test_a_grid_under_a_constraint_ends_when_all_that_is_allowed_was_tried(toy: 
     assert sorted((values["width"], values["lr"]) for values in found) == sorted(
         (width, lr) for width in (8, 12, 16, 20) for lr in (0.1, 0.2, 0.3) if width * lr < 3
     )
+
+
+DISCRETE: dict[str, dict[str, Any]] = {
+    "choices and ints": {"parameters": COUNTED},
+    "ints on a scale": {"parameters": {"width": {"type": "int", "low": 3, "high": 14, "log": True}}},
+    "steps": {"parameters": {"noise": {"type": "float", "low": 0.1, "high": 1.2, "step": 0.1}}},
+    "conditions": {
+        "parameters": {
+            "fail_once": {"choices": [True, False]},
+            "lr": {"choices": [0.1, 0.2, 0.3], "when": {"fail_once": True}},
+            "width": {"type": "int", "low": 1, "high": 3},
+        }
+    },
+}
+
+
+# Whatever the sampler: a model that has found its best would ask for it for ever.
+@pytest.mark.row("E45")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("space", DISCRETE)
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2", "qmc", "cmaes"])
+def test_trials_that_run_at_the_same_time_or_after_each_other_are_never_the_same(
+    toy: Load, open_study: Open, tmp_path: Path, sampler: str, space: str
+) -> None:
+    spec = toy(search={"sampler": sampler, "trials": 50, "seed": 1}, **DISCRETE[space])
+    at_once = Study(StudyPaths(tmp_path), spec)
+    tasks = list(iter(at_once.ask, None))
+    assert len({tuple(task.params.items()) for task in tasks}) == len(tasks) == 12
+    assert (at_once.left(), at_once.exhausted) == (0, True)
+
+    one_by_one = [values for _ in range(4) for values in asked(open_study(spec), 3)]
+    assert len({tuple(values.items()) for values in one_by_one}) == len(one_by_one) == 12
+    assert (open_study(spec).left(), open_study(spec).exhausted) == (0, True)
+
+
+@pytest.mark.row("E45")
+def test_what_a_constraint_refuses_is_refused_once_and_the_rest_is_tried(toy: Load, open_study: Open) -> None:
+    spec = toy(search={"sampler": "random", "trials": 12}, parameters=COUNTED, constraints=["width * lr < 3"])
+    study = open_study(spec)
+    found = {(task.params["width"], task.params["lr"]) for task in iter(study.ask, None)}
+    assert found == {(width, lr) for width in (8, 12, 16, 20) for lr in (0.1, 0.2, 0.3) if width * lr < 3}
+    assert len(study.optuna.get_trials(deepcopy=False)) == 12
+    study = Study(StudyPaths(study.paths.folder), toy(name="none", **{**SMALL, "constraints": ["width > 20"]}))
+    with pytest.raises(StudyError, match="all 12 configurations break a constraint; loosen constraints: or the"):
+        study.ask()
+
+
+def test_what_somebody_enqueues_is_tried_though_it_was(toy: Load, open_study: Open) -> None:
+    study = open_study(toy(**SMALL))
+    for note in ("one", "two"):
+        study.enqueue({"width": 8, "lr": 0.1}, note)
+    found = [(task.params["width"], task.params["lr"]) for task in iter(study.ask, None)]
+    assert found[:2] == [(8, 0.1)] * 2 and sorted(found[1:]) == sorted(set(found)) and len(found) == 12
+
+
+def test_a_space_too_large_to_list_is_drawn_from_until_something_is_new(
+    toy: Load, open_study: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samplers, "LARGEST_GRID", 11)
+    study = open_study(toy(**SMALL))
+    tasks = [study.ask() for _ in range(12)]
+    assert len({tuple(task.params.items()) for task in tasks if task is not None}) == 12
+    assert not study.exhausted
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_a_killed_question_over_choices_is_asked_to_its_end(
+    toy: Load, open_study: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    spec = toy(**{**SMALL, "search": {**SMALL["search"], "sampler": sampler}})
+    expected = asked(Study(StudyPaths(tmp_path), spec))
+    study = open_study(spec)
+    found = asked(study, 7)
+    with monkeypatch.context() as broken:
+        broken.setattr(optuna.Trial, "suggest_categorical", killed)
+        with pytest.raises(KeyboardInterrupt):
+            study.ask()
+    assert [*found, *asked(open_study(spec))] == expected
+
+
+def killed(*arguments: Any, **named: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_true_and_one_are_two_points(toy: Load, open_study: Open) -> None:

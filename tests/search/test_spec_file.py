@@ -114,7 +114,10 @@ def test_an_unknown_key_is_answered_with_the_nearest(toy: Load, sections: dict[s
         ({"search": {"trials": 2.5}}, "search.trials: got 2.5; expected whole number"),
         ({"search": {"trials": True}}, "search.trials: got True; expected whole number"),
         ({"search": {"trials": 0}}, "search.trials: got 0; expected at least 1"),
-        ({"search": [1]}, "search: expected keys sampler, trials, seed, wall_time_s, slot_hours, storage; got [1]"),
+        (
+            {"search": [1]},
+            "search: expected keys sampler, trials, seed, wall_time_s, slot_hours, target, storage; got [1]",
+        ),
         ({"search": {"sampler": "tpee"}}, "expected one of auto, tpe, gp, cmaes, nsga2, qmc, random, grid; did you"),
         ({"search": {"wall_time_s": 0.0}}, "search.wall_time_s: got 0.0; expected more than 0, or null for no limit"),
         ({"stopping": {"reduction": 1}}, "stopping.reduction: got 1; expected at least 2"),
@@ -185,6 +188,15 @@ def test_a_wrong_value_is_told_with_its_remedy(toy: Load, sections: dict[str, An
 def test_a_parameter_is_checked_whole(toy: Load, entry: dict[str, Any], message: str) -> None:
     text = refusal(toy, parameters=entry)
     assert text.startswith(f"parameters.lr.{message}" if not message.startswith(":") else f"parameters.lr{message}")
+
+
+def test_choices_have_probabilities_where_the_sampler_is_random(toy: Load) -> None:
+    width = {"choices": [8, 16], "probabilities": [0.25, 0.75]}
+    assert toy(parameters={"width": width}, search={"sampler": "random"}).parameters[0].probabilities == (0.25, 0.75)
+    expected = "parameters.width.probabilities: known to the sampler random only; this search's is tpe"
+    assert refusal(toy, parameters={"width": width}, search={"sampler": "tpe"}) == expected
+    text = refusal(toy, parameters=lr(probabilities=[1.0]))
+    assert text == "parameters.lr.probabilities: belongs to type categorical; this one is float"
 
 
 def test_a_fraction_where_a_whole_number_belongs(toy: Load) -> None:

@@ -72,6 +72,21 @@ def test_what_may_not_change_is_told_in_words(toy: Load, assignment: str, differ
     assert differences(toy, assignment) == [difference]
 
 
+def test_a_study_from_before_choices_had_probabilities_goes_on(toy: Load, tmp_path: Path) -> None:
+    spec = toy(parameters={"width": {"choices": [8, 16]}}, search={"sampler": "random"})
+    now = study_spec.resolved(spec, CONFIG, MANIFEST)
+    before = {**now, "parameters": {"width": {k: v for k, v in now["parameters"]["width"].items() if k[0] != "p"}}}
+    assert before != now and study_spec.differences(before, now) == []
+    weighed = toy(
+        parameters={"width": {"choices": [8, 16], "probabilities": [0.75, 0.25]}}, search={"sampler": "random"}
+    )
+    after = study_spec.resolved(weighed, CONFIG, MANIFEST)
+    assert study_spec.differences(before, after) == ["parameters.width.probabilities was [], is now [0.75, 0.25]"]
+    paths = StudyPaths(tmp_path)
+    study_spec.write(paths, weighed, CONFIG, MANIFEST)
+    assert study_spec.read(paths)[0].parameters == weighed.parameters
+
+
 def test_more_workers_make_another_search() -> None:
     one, two = ({"resources": {"workers": count, "slots": count}} for count in (1, 2))
     assert study_spec.differences(one, two) == ["resources.workers was 1, is now 2"]
