@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+# As `python scripts/evaluate.py` the search path begins in this folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from workloads.__main__ import main as run
 from workloads._esd import original
 from workloads._esd.original import EvalConfig

@@ -6,6 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+# As `python scripts/train.py` the search path begins in this folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from workloads.__main__ import main as run
 from workloads._esd import original
 from workloads._esd.original import ESDConfig

@@ -174,8 +174,8 @@ def values(config: ESDConfig) -> dict[str, Any]:
     Raises:
         DataError: for bands that are no YAML mapping.
     """
-    told = {name: value for name, value in dataclasses.asdict(config).items() if name in SWEEP_NAMES}
-    renamed = dict(sweep_value(name, value) for name, value in told.items())
+    told = dataclasses.asdict(config)
+    renamed = {name: sweep_value(theirs, told[theirs]) for theirs, name in SWEEP_NAMES.items()}
     return {
         PRESET: "reference",
         **renamed,
@@ -197,13 +197,13 @@ def folders(config: ESDConfig | EvalConfig) -> dict[str, str]:
     return {"data.root": "", "data.processed": ""}
 
 
-def sweep_value(name: str, value: Any) -> tuple[str, Any]:
-    """Return what a setting of the project, and its value, are called here; what it does not know stays as it is."""
+def sweep_value(name: str, value: Any) -> Any:
+    """Return what a value of one of the project's settings is here; what it does not know stays as it is."""
     if name == "model_type":
-        value = MODELS.get(value, value)
+        return MODELS.get(value, value)
     if name == "pool_sizes" and isinstance(value, str):
-        value = list(parse_pool_sizes(value))
-    return SWEEP_NAMES.get(name, name), str(value) if isinstance(value, Path) else value
+        return list(parse_pool_sizes(value))
+    return str(value) if isinstance(value, Path) else value
 
 
 def _bands(text: str | None) -> dict[str, Any]:
