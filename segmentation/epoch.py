@@ -16,6 +16,10 @@ class NoFallError(ArithmeticError):
     """The loss fell at no learning rate."""
 
 
+class SanityError(RuntimeError):
+    """Data, network and loss are not wired rightly: which check says so, and what is usually wrong."""
+
+
 class OutOfMemoryError(MemoryError):
     """The device's memory does not hold a micro batch; the run can go on from a checkpoint with a smaller one."""
 

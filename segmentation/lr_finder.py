@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from segmentation import figures, training
 from segmentation.epoch import NoFallError
@@ -64,7 +61,7 @@ def find(
     """
     rates = [float(rate) for rate in np.geomspace(low, high, steps)]
     losses: list[float] = []
-    with _restored(parts.model), contextlib.closing(training.steps_at(config, parts, rates)) as made:
+    with training.restored(parts.model), contextlib.closing(training.steps_at(config, parts, rates)) as made:
         for loss in made:
             if not math.isfinite(loss):
                 break
@@ -107,36 +104,6 @@ def draw(found: Found, path: Path) -> Path:
     """Write a picture of the sweep."""
     marks = {"search from": found.low, "steepest fall": found.suggested, "search to": found.high}
     return figures.learning_rates(path, found.rates, found.losses, found.smoothed, marks)
-
-
-@contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Give the network and the random states back as they were."""
-    tensors = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
-    learning = {name: (parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()}
-    modes = [(module, module.training) for module in model.modules()]
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    model.zero_grad(set_to_none=True)
-    try:
-        yield
-    finally:
-        for name, tensor in _tensors(model):
-            tensor.data = tensors[name]  # not copied, so that device and layout in memory are the old ones too
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(learning[name][0]).grad = learning[name][1]
-        for module, mode in modes:
-            module.training = mode
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def _yaml(rate: float) -> str:

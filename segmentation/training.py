@@ -247,7 +247,7 @@ def fit(
         OutOfMemoryError: with on_oom accumulate, where the step cannot be tried again in this process; it says which
             micro_batch to go on with.
     """
-    with _settings(config):
+    with settings(config):
         loop = _start(config, model, loss, steps_per_epoch, resume)
         try:
             yield from _epochs(loop, train_batches, validate, meta, draw, watch)
@@ -261,7 +261,7 @@ def steps_at(config: TrainingConfig, parts: Parts, rates: Iterable[float]) -> Ge
     The loss is that before the step. The network is trained in place, by an optimiser that lives as long.
     """
     config = replace(config, lr_schedule="none", ema_decay=0.0)
-    with _settings(config):
+    with settings(config):
         loop = _start(config, parts.model, parts.loss, 0)
         try:
             seed_everything(config.seed, 1, loop.strategy.rank)
@@ -841,7 +841,7 @@ def _weights_and_state(folder: Path, model: nn.Module, average: nn.Module | None
 
 
 @contextlib.contextmanager
-def _settings(config: TrainingConfig) -> Iterator[None]:
+def settings(config: TrainingConfig) -> Iterator[None]:
     """Set PyTorch's process-wide switches for the run, and set them back: the process may train others after it."""
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     benchmark, same = cudnn.benchmark, cudnn.deterministic
@@ -861,6 +861,36 @@ def _settings(config: TrainingConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         cudnn.benchmark, cudnn.deterministic = benchmark, same
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Give the network and the random states back as they were."""
+    tensors = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
+    learning = {name: (parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()}
+    modes = [(module, module.training) for module in model.modules()]
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    model.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        for name, tensor in _tensors(model):
+            tensor.data = tensors[name]  # not copied, so that device and layout in memory are the old ones too
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(learning[name][0]).grad = learning[name][1]
+        for module, mode in modes:
+            module.training = mode
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def _release(loop: Loop) -> None:

@@ -22,6 +22,9 @@ wants
 
     def parts(config) -> segmentation.training.Parts    what learns, and from what
 
+and, for the checks of `python -m workloads sanity`, `parts` with `samples` (see below) and a `normalise`
+(segmentation.normalisation.Normalise) in its Config; masks may be coarser than images
+
 and, for prediction by several workers (`python -m search predict`), if it wants
 
     def sources(source) -> list[Path]             the files of a folder that `predict` takes, in its order

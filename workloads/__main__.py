@@ -26,7 +26,7 @@ import durable
 import workloads
 from configuration import ConfigError
 from segmentation.deployment import DeploymentError
-from segmentation.epoch import DataError, Evaluation, NoFallError, NonFiniteError
+from segmentation.epoch import DataError, Evaluation, NoFallError, NonFiniteError, SanityError
 from workloads import WorkloadError, _comparison, _run
 from workloads._run import RunError
 
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not _names_a_value(error, given.name):
             raise
         return _fail(error, BAD_INPUT)
-    except (NonFiniteError, NoFallError) as error:
+    except (NonFiniteError, NoFallError, SanityError) as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted; `train` goes on from its last whole epoch by --resume", INTERRUPTED)
@@ -121,6 +121,23 @@ def lr(given: argparse.Namespace) -> None:
     path = lr_finder.draw(found, _out(given) / "lr.png")
     logger.info("%d steps up to lr %.1e, steepest fall at %.1e; see %s", *found.summary(), path)
     print(found.search_line())
+
+
+def sanity(given: argparse.Namespace) -> None:
+    """Check by three short trainings that data, network and loss are wired rightly; print what they show."""
+    from workloads import _sanity  # here, because PyTorch takes seconds that `list` need not pay
+
+    workload = workloads.load(given.name)
+    _sanity.need(given.name, workload)
+    config = configuration.build(workload.Config, _values(given))
+    for warning in workload.prepare(config)["warnings"]:
+        logger.warning("%s", warning)
+    found = _sanity.climb(workload, config, given.steps)
+    path = _sanity.write(_out(given) / "sanity.json", given.name, config, found)
+    print(_sanity.table(found))
+    logger.info("%s", path)
+    if failed := [f"{rung.name} failed; usually {rung.meaning}" for rung in found if not rung.passed]:
+        raise SanityError(f"{given.name}: " + ".\n".join(failed))
 
 
 def _begin_from_file(given: argparse.Namespace, workload: ModuleType) -> _run.Run:
@@ -273,7 +290,7 @@ def filters(given: argparse.Namespace) -> None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workloads", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for function in (list_, train, lr, evaluate, predict, inspect, describe, filters, export, cost):
+    for function in (list_, train, lr, sanity, evaluate, predict, inspect, describe, filters, export, cost):
         name, text = function.__name__.rstrip("_"), function.__doc__
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=function)
@@ -307,6 +324,8 @@ def _add_own(commands: Mapping[str, argparse.ArgumentParser]) -> None:
     commands["train"].add_argument("--resume", action="store_true", help="go on from the last whole epoch in --out")
     text = "training steps from the lowest rate to the highest (default: 100)"
     commands["lr"].add_argument("--steps", type=_whole(10, " of steps"), default=100, metavar="COUNT", help=text)
+    text = "training steps on one batch at most, and a fifth of them on shuffled inputs (default: 1000)"
+    commands["sanity"].add_argument("--steps", type=_whole(5, " of steps"), default=1000, metavar="COUNT", help=text)
     text = "start from a configuration file of the system that the workload reproduces; --set has the last word"
     commands["train"].add_argument("--config", metavar="FILE", type=Path, help=text)
     commands[

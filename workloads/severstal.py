@@ -210,7 +210,7 @@ class Config(TrainingConfig):
         """Return seconds on a CPU."""
         return cls(
             data=Data(image_size=(128, 32), synthetic=Synthetic(samples=40, width=256, height=64)),
-            network=Network(name="smp_unet", encoder="resnet10t", decoder_widths=(16, 16, 8, 8, 8)),
+            network=Network(name="smp_unet", encoder="resnet10t", decoder_widths=(16, 16, 8, 8, 16)),
             epochs=2,
             lr=3e-3,
             examples=2,
