@@ -129,9 +129,7 @@ def sanity(given: argparse.Namespace) -> None:
 
     workload = workloads.load(given.name)
     _sanity.need(given.name, workload)
-    config = configuration.build(workload.Config, _values(given))
-    for warning in workload.prepare(config)["warnings"]:
-        logger.warning("%s", warning)
+    config = _prepared(workload, given)
     found = _sanity.climb(workload, config, given.steps)
     path = _sanity.write(_out(given) / "sanity.json", given.name, config, found)
     print(_sanity.table(found))
