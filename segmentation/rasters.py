@@ -62,8 +62,9 @@ def _opened(path: Path) -> Iterator[TiffPageSeries]:
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of odd tags, and of what then fails
+    refused: Any = {f"is_{name}": False for name in tifffile.TIFF.FILE_FLAGS - KINDS}
     try:
-        with tifffile.TiffFile(path, **{f"is_{name}": False for name in tifffile.TIFF.FILE_FLAGS - KINDS}) as file:
+        with tifffile.TiffFile(path, **refused) as file:
             _refuse_endless(path, file)
             series = file.series[0]
             others = [one for one in file.series[1:] if not (one.keyframe.is_reduced or one.keyframe.is_mask)]

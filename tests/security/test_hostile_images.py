@@ -191,6 +191,10 @@ def pair_with(path: Path) -> Any:
     )
 
 
+def pair_in_archive(path: Path) -> Any:
+    return pairs._read_pair(pairs.Data(npz_keys=("img", "msk"), classes=2), path, path)
+
+
 def acdc_image(path: Path) -> Any:
     return acdc.read_image(path)
 
@@ -346,6 +350,12 @@ CASES: dict[str, tuple[str, Read, Callable[[], bytes]]] = {
     "arrays larger than the archive": ("a.npz", of_telescope, lambda: npz(tod=npy_head((2**36,), "<f8"))),
     "arrays of objects": ("a.npz", of_telescope, lambda: npz(tod=npy(np.array([{}], dtype=object)))),
     "arrays packed unusually": ("a.npz", of_telescope, lambda: npz(zipfile.ZIP_LZMA, tod=npy(GREY))),
+    "bomb of a scene": ("a.npz", pair_in_archive, lambda: npz(img=npy_head((2**14, 2**14)) + bytes(2**28))),
+    "scene of objects": ("a.npz", pair_in_archive, lambda: npz(img=npy(np.array([{}], dtype=object)))),
+    "scene of words": ("a.npz", pair_in_archive, lambda: npz(img=npy(np.array([["a"]])), msk=npy(GREY))),
+    "scene of NaN": ("a.npz", pair_in_archive, lambda: npz(img=npy(NAN), msk=npy(GREY))),
+    "scene without a mask": ("a.npz", pair_in_archive, lambda: npz(img=npy(GREY))),
+    "scene cut short": ("a.npz", pair_in_archive, lambda: npz(img=npy(GREY), msk=npy(GREY))[:200]),
     "bomb of a prediction": ("a.npz", submission.load, lambda: npz(data=npy_head((2**14, 2**14)) + bytes(2**28))),
     "prediction cut short": ("a.npz", submission.load, lambda: npz(data=npy(GREY))[:60]),
 }  # fmt: skip
