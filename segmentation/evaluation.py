@@ -16,6 +16,8 @@ from segmentation.epoch import Evaluation
 from segmentation.metrics import Convention, Counts, Scores
 
 FAMILIES = ("iou", "dice", "precision", "recall")
+MAJORITY = {"mean_iou": "mean_iou_majority", "accuracy": "accuracy_majority"}
+"""Scores beside which those of calling everything one class are told."""
 
 
 @dataclass(frozen=True)
@@ -115,22 +117,40 @@ def evaluation(
     replicates: int = bootstrap.REPLICATES,
     seed: int = 0,
     details: Mapping[str, Any] | None = None,
+    majority: int | None = None,
 ) -> Evaluation:
     """Return scores with 95 % bootstrap intervals over groups.
 
     Metrics: mean_iou, iou_NAME and the same of dice, precision and recall; accuracy, and beside it accuracy_background,
     that of calling everything background; for classes that exclude each other also mean_iou_no_bg and so on.
     `groups` names the group of each image, and `names` each class; classes `excluded` score None and stay out of means.
+    With `majority`, the class most frequent in training (see `metrics.majority`), also mean_iou_majority and
+    accuracy_majority, of calling everything that class: what a score must beat where there is no background.
     """
+    if majority is not None and multilabel:
+        raise ValueError("majority: labels may overlap, so that no one of them is everywhere; leave it out")
     convention = convention or Convention()
     labels, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    columns = _columns(scores.counts, names, convention, excluded, multilabel=multilabel)
-    of_group = np.zeros((len(labels), *columns.shape[1:]))
-    np.add.at(of_group, member, columns)
-    values = _scores(of_group.sum(0), names, convention, excluded, multilabel=multilabel)
-    each = _scores(of_group, names, convention, excluded, multilabel=multilabel)
-    drawn = bootstrap.resample_sums(of_group, replicates=replicates, seed=seed)
-    resamples = _scores(drawn, names, convention, excluded, multilabel=multilabel)
+
+    def scored(counts: Counts) -> tuple[dict[str, Scores], ...]:
+        """Return scores of all images, of each group, and of each replicate."""
+        columns = _columns(counts, names, convention, excluded, multilabel=multilabel)
+        of_group = np.zeros((len(labels), *columns.shape[1:]))
+        np.add.at(of_group, member, columns)
+        drawn = bootstrap.resample_sums(of_group, replicates=replicates, seed=seed)
+        return tuple(
+            _scores(sums, names, convention, excluded, multilabel=multilabel)
+            for sums in (of_group.sum(0), of_group, drawn)
+        )
+
+    values, each, resamples = scored(scores.counts)
+    if majority is not None:
+        constant = scored(metrics.counts_calling(majority, scores.counts))
+        for found, blind in zip((values, each, resamples), constant, strict=True):
+            found |= {name: blind[like] for like, name in MAJORITY.items()}
+        details = {"majority": names[majority], **(details or {})}
+    told = conventions(names, convention, multilabel=multilabel)
+    told |= {name: told[like] for like, name in MAJORITY.items() if name in values}
     return Evaluation(
         metrics={name: defined(value) for name, value in values.items()},
         intervals={name: bootstrap.interval(draws) for name, draws in resamples.items() if not np.isnan(draws).all()},
@@ -141,7 +161,7 @@ def evaluation(
             for row, label in enumerate(labels)
         },
         details={
-            "conventions": conventions(names, convention, multilabel=multilabel),
+            "conventions": told,
             "class_shares": _class_shares(scores.counts, names),
             "excluded": list(excluded),
             "images": len(scores.index),

@@ -70,6 +70,18 @@ def as_picture(image: Image) -> Painted:
     return np.broadcast_to(picture, (*picture.shape[:2], 3))
 
 
+def three_bands(image: Image, bands: Sequence[int] = (), low: float = 2, high: float = 98) -> Image:
+    """Return three bands (3, H, W) of an image (C, H, W), each stretched to 0..1 between two of its percentiles.
+
+    bands: red, green and blue; empty: the first three of more than four, and others as they are.
+    """
+    if not bands and len(image) <= 4:
+        return image
+    shown = np.asarray(image[list(bands or (0, 1, 2))], dtype=np.float64)
+    bottom, top = np.percentile(shown, (low, high), axis=(1, 2), keepdims=True)
+    return np.asarray(np.clip((shown - bottom) / np.where(top > bottom, top - bottom, 1), 0, 1))
+
+
 def blend(picture: Painted, painted: Painted, alpha: float = 0.5) -> Painted:
     """Return the picture with the painted pixels over it; black ones are left clear."""
     over = painted.any(-1, keepdims=True)

@@ -6,15 +6,15 @@ import itertools
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from segmentation import limits
+from segmentation import limits, rasters
 from segmentation.epoch import DataError
 
 Array = np.ndarray[Any, Any]
@@ -22,6 +22,8 @@ Array = np.ndarray[Any, Any]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 # Pillow's other readers are old, rarely looked at, or start a program, as that of PostScript does.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+BITS_PER_SAMPLE, SAMPLES_PER_PIXEL = 258, 277
 ROWS = 128
 # Bytes that a pixel takes while it is read: as Pillow holds it and as an array.
 PIXEL_BYTES = {"1": 2, "L": 2, "I;16": 4, "I;16B": 4}
@@ -36,11 +38,17 @@ BROKEN = (
 def read_image(path: Path) -> Array:
     """Return (H, W) or (H, W, C) as uint8, uint16 or float32, values as stored; a palette becomes RGB.
 
+    A TIFF may hold any number of bands, as samples of a pixel or as pages.
+
     Raises:
-        DataError: naming the file, if it is missing, unreadable, truncated, too large, a stack of pictures, of a type
-            that none of the three can hold, or has values that are not finite.
+        DataError: naming the file, if it is missing, unreadable, truncated, too large, a stack of pictures that are not
+            bands, of a type that none of the three can hold, or has values that are not finite.
     """
-    array = _read(path, _image_values)
+    return as_image(_read(path, _image_values), path)
+
+
+def as_image(array: Array, path: Path) -> Array:
+    """Return an array of a file as `read_image` gives it; raises the same."""
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise DataError(f"{path}: has shape {array.shape}; expected (H, W) or (H, W, C)")
     array = _narrowed(array)
@@ -55,11 +63,13 @@ def read_rgb(path: Path) -> Array:
     """Return (H, W, 3) uint8, greys repeated and alpha left out.
 
     Raises:
-        DataError: naming the file, if it cannot be read or holds more than 8 bits a colour.
+        DataError: naming the file, if it cannot be read, or holds more than 8 bits a colour or other bands.
     """
     array = read_image(path)
     if array.dtype != np.uint8:
         raise DataError(f"{path}: holds {array.dtype}; expected 8 bits a colour, as JPEG has")
+    if array.ndim == 3 and array.shape[2] > 4:
+        raise DataError(f"{path}: has {array.shape[2]} bands; expected grey or colours")
     if array.ndim == 2:
         array = array[..., None]
     colours = array[..., :1].repeat(3, axis=2) if array.shape[2] < 3 else array[..., :3]
@@ -72,7 +82,11 @@ def read_mask(path: Path) -> Array:
     Raises:
         DataError: naming the file, for what `read_image` refuses, colours, or values that are not whole.
     """
-    array = _read(path, _mask_values)
+    return as_mask(_read(path, _mask_values), path)
+
+
+def as_mask(array: Array, path: Path) -> Array:
+    """Return an array of a file as `read_mask` gives it; raises the same."""
     if array.ndim == 3 and (array[..., :3] == array[..., :1]).all():
         array = array[..., 0]
     if array.ndim != 2 or 0 in array.shape:
@@ -96,8 +110,11 @@ def image_size(path: Path) -> tuple[int, int]:
         if len(shape) not in (2, 3):
             raise DataError(f"{path}: has shape {shape}; expected (H, W) or (H, W, C)")
         return int(shape[0]), int(shape[1])
-    with _explained(path), Image.open(path, formats=FORMATS) as picture:
-        return picture.height, picture.width
+    with _explained(path):
+        if _is_raster(path):
+            return rasters.raster_size(path)
+        with Image.open(path, formats=FORMATS) as picture:
+            return picture.height, picture.width
 
 
 def channels_first(image: Array) -> Array:
@@ -105,23 +122,23 @@ def channels_first(image: Array) -> Array:
     return np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1))
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     """Return the pictures below a folder in order of name; hidden files are left alone.
 
     Raises:
         DataError: naming the folder, if it is missing or holds no picture.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; it should hold {', '.join(SUFFIXES)} files")
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+        raise DataError(f"{folder}: no such folder; it should hold {', '.join(suffixes)} files")
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
     found = [path for path in found if path.is_file() and not path.name.startswith(".")]
     if not found:
-        raise DataError(f"{folder}: holds no picture; expected {', '.join(SUFFIXES)} files")
+        raise DataError(f"{folder}: holds no picture; expected {', '.join(suffixes)} files")
     return found
 
 
 def _read(path: Path, values: Callable[[Image.Image], Array]) -> Array:
-    """Decode a file whole: arrays by numpy, pictures by Pillow, 16-bit colours by torchvision."""
+    """Decode a file whole: arrays by numpy, pictures by Pillow, 16-bit colours by torchvision, rasters by tifffile."""
     with _explained(path):
         if path.suffix.lower() == ".npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -130,6 +147,9 @@ def _read(path: Path, values: Callable[[Image.Image], Array]) -> Array:
                 raise DataError(f"{path}: an archive of arrays; expected a single one, written by np.save")
             limits.refuse_bomb(path, array.nbytes)
             return np.asarray(array)
+        if _is_raster(path):
+            bands = rasters.read_raster(path)
+            return bands[0] if len(bands) == 1 else np.moveaxis(bands, 0, -1)
         with Image.open(path, formats=FORMATS) as picture:
             # To count them would read all their heads, of which a small file may hold very many.
             if getattr(picture, "is_animated", False) and picture.format != "MPO":
@@ -141,6 +161,24 @@ def _read(path: Path, values: Callable[[Image.Image], Array]) -> Array:
                 return _deep_png(path)
             picture.load()
             return values(picture)
+
+
+def _is_raster(path: Path) -> bool:
+    """Say whether a file is a TIFF of which Pillow would drop or change values, or that it does not know."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start not in TIFF_STARTS:
+        return False
+    try:
+        with Image.open(path, formats=("TIFF",)) as opened:
+            picture: Any = opened
+            samples, bits = picture.tag_v2.get(SAMPLES_PER_PIXEL, 1), picture.tag_v2.get(BITS_PER_SAMPLE, 1)
+            deep = samples > 1 and np.max(bits) > 8
+            swapped = picture.mode == "F" and start[:2] == b"MM" and picture.info["compression"] != "raw"
+            kept = 3 if picture.mode == "RGBX" else len(picture.getbands())
+            return bool(picture.is_animated or deep or swapped or samples > kept)
+    except UnidentifiedImageError:
+        return True
 
 
 def _image_values(picture: Image.Image) -> Array:
@@ -173,9 +211,10 @@ def _narrowed(array: Array) -> Array:
     if array.dtype in (np.float16, np.float64):
         return array.astype(np.float32)
     if array.dtype.kind in "iu" and array.dtype not in (np.uint8, np.uint16) and array.size:
-        if array.min() >= 0 and array.max() < 2**16:
+        low, high = int(array.min()), int(array.max())
+        if low >= 0 and high < 2**16:
             return array.astype(np.uint16)
-        if np.abs(array.astype(np.float64)).max() <= 2**24:
+        if max(-low, high) <= 2**24:
             return array.astype(np.float32)
     return array
 

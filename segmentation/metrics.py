@@ -154,6 +154,22 @@ def background_accuracy(counts: Counts, *, multilabel: bool) -> Scores:
     return _share(right, total)
 
 
+def majority(pixels: Any) -> int:
+    """Return the class with most pixels, (..., K) of how many each has in training masks; the first of equals."""
+    totals = np.asarray(pixels)
+    return int(totals.reshape(-1, totals.shape[-1]).sum(0).argmax())
+
+
+def counts_calling(label: int, counts: Counts) -> Counts:
+    """Return the counts (..., K, 4) of calling every pixel this class, for the masks that some counts are of."""
+    there = counts[..., TP] + counts[..., FN]
+    rest = counts.sum(-1) - there
+    called = np.arange(counts.shape[-2]) == label
+    nothing = np.zeros_like(there)
+    found = [np.where(called, there, nothing), np.where(called, rest, nothing)]
+    return np.stack([*found, np.where(called, nothing, there), np.where(called, nothing, rest)], axis=-1)
+
+
 def class_shares(counts: Counts) -> Scores:
     """Return the share of pixels that each class covers in the masks, (..., K)."""
     return _share(counts[..., TP] + counts[..., FN], counts.sum(-1))

@@ -1,7 +1,9 @@
 """Your own images and masks: a folder of each, paired by name; by default the nuclei that come with this package.
 
-    root/images/a.png    any size, 8-bit, 16-bit or float, any number of channels
+    root/images/a.png    any size, 8-bit, 16-bit or float, any number of channels: pictures, rasters (GeoTIFF), arrays
     root/masks/a.png     a class id for each pixel
+
+    root/a.npz           or both in one archive, whose arrays data.npz_keys names
 
 Images larger than a tile are cut. Several images: no image is in two splits. One image or two: regions of it are, and
 no tile overlaps another split's.
@@ -37,7 +39,7 @@ from segmentation import figures as drawing
 from segmentation.augmentation import Augmentation
 from segmentation.epoch import Epoch, Evaluation
 from segmentation.losses import Loss
-from segmentation.metrics import Convention
+from segmentation.metrics import Convention, majority
 from segmentation.networks import Network
 from segmentation.normalisation import Normalise, Normaliser
 from segmentation.prediction import FlipAverage, predict_tiles
@@ -206,6 +208,7 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
         multilabel=False,
         convention=CONVENTION,
         details={"split": split, "group_key": made.key, "synthetic": False, "flips": config.flips},
+        majority=majority(dataset.class_pixels(samples, made.train)),
     )
     if outlines:
         scored = surfaces.add(scored, outlines, names, unit="pixels", tolerance=tolerance)
@@ -221,10 +224,11 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
     """
     config, model, normaliser = load(checkpoint, changes)
     channels = checkpoints.read_meta(checkpoint)["in_channels"]
+    dataset.check_rgb(config.data, channels)
     values = np.array(config.data.value_map or range(config.data.classes), dtype=np.uint8)
     written = []
     for path in sources(source):
-        image = dataset.read_channels(path, channels)
+        image = dataset.read_channels(config.data, path, channels)
         seen = normaliser(torch.from_numpy(image.copy())[None])[0]
         probability = predict_tiles(
             model,
@@ -236,7 +240,8 @@ def predict(checkpoint: Path, source: Path, out_dir: Path, changes: Mapping[str,
         )
         classes = probability.argmax(0).cpu().numpy()
         stem = path.relative_to(source).with_suffix("") if path != source else Path(path.stem)
-        written += figures.write_prediction(out_dir / stem, image, values[classes], classes)
+        picture = drawing.three_bands(image, config.data.rgb)
+        written += figures.write_prediction(out_dir / stem, picture, values[classes], classes)
     return written
 
 
@@ -248,7 +253,7 @@ def sources(source: Path) -> list[Path]:
     """
     if source.is_file():
         return [source]
-    found = images.list_images(source)
+    found = images.list_images(source, dataset.SUFFIXES)
     _model.refuse_same_names(found)
     return found
 
@@ -261,8 +266,8 @@ def inspect(config: Config, out_dir: Path) -> list[Path]:
     out_dir.mkdir(parents=True, exist_ok=True)
     splits.write(made, out_dir / "splits.json")
     names, ignored = dataset.class_names(config.data), config.data.ignore_index
-    path = out_dir / "samples.png"
-    return [figures.save_samples(path, samples, shown, normaliser, config.augmentation, names, ignored)]
+    path, bands = out_dir / "samples.png", config.data.rgb
+    return [figures.save_samples(path, samples, shown, normaliser, config.augmentation, names, ignored, bands=bands)]
 
 
 def build_network(config: Config, in_channels: int) -> nn.Module:
@@ -394,7 +399,7 @@ def _drawer(
     """Return what draws the same few samples at any epoch."""
 
     def draw(model: nn.Module, path: Path) -> None:
-        drawing.strips(path, _examples(model, samples, indices, normaliser), multilabel=False)
+        drawing.strips(path, _examples(config, model, samples, indices, normaliser), multilabel=False)
 
     return draw
 
@@ -402,7 +407,7 @@ def _drawer(
 def _draw(
     config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser, out_dir: Path
 ) -> list[str]:
-    examples = _examples(model, samples, indices, normaliser)
+    examples = _examples(config, model, samples, indices, normaliser)
     names, colours = dataset.class_names(config.data), drawing.CLASS_COLOURS
     grid = drawing.prediction_grid(out_dir / "predictions.png", examples, names, multilabel=False)
     first = examples[0]
@@ -412,7 +417,8 @@ def _draw(
 
 
 def _examples(
-    model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
+    config: Config, model: nn.Module, samples: Samples, indices: Sequence[int], normaliser: Normaliser
 ) -> list[drawing.Example]:
     """Return a few samples with predictions, spread over a split, those with most classes first."""
-    return _model.examples(model, samples, _model.with_most_classes(samples, indices, SHOWN), normaliser)
+    found = _model.examples(model, samples, _model.with_most_classes(samples, indices, SHOWN), normaliser)
+    return [dataclasses.replace(one, image=drawing.three_bands(one.image, config.data.rgb)) for one in found]

@@ -20,7 +20,7 @@ from PIL import Image
 
 from segmentation import images, limits, nifti
 from segmentation.epoch import DataError
-from segmentation.images import read_image, read_mask, read_rgb
+from segmentation.images import image_size, read_image, read_mask, read_rgb
 from tests.security.conftest import Within
 from workloads._acdc import reader as acdc
 from workloads._pairs import dataset as pairs
@@ -44,27 +44,62 @@ def png(width: int, height: int, bits: int = 8, colour: int = 0, data: bytes = b
     return b"\x89PNG\r\n\x1a\n" + head + palette + chunk(b"IDAT", data or swollen(10_000)) + chunk(b"IEND", b"")
 
 
-def tiff(width: int, height: int, pages: int = 1, circle: bool = False) -> bytes:
-    """Return a grey TIFF, deflated, whose pages all have these sides; in a circle, the first follows the last."""
-    data = swollen(400_000)
-    first, length = 8 + len(data), 2 + 12 * 9 + 4
-    fields = (
-        (256, width),
-        (257, height),
-        (258, 8),
-        (259, 8),
-        (262, 1),
-        (273, 8),
-        (277, 1),
-        (278, height),
-        (279, len(data)),
-    )
+def tiff(
+    width: int,
+    height: int,
+    pages: int = 1,
+    circle: bool = False,
+    *,
+    bands: int = 1,
+    bits: int = 8,
+    packing: int = 8,
+    kind: int = 1,
+    data: bytes = b"",
+    others: dict[int, int] | None = None,
+) -> bytes:
+    """Return a TIFF, deflated, whose pages all have these sides; in a circle, the first follows the last.
+
+    packing, kind: TIFF's numbers for another compression and another type of values. others: further fields.
+    """
+    data = data or swollen(400_000)
+    place = {273: 8, 278: height, 279: len(data)}
+    values = {
+        256: width,
+        257: height,
+        258: bits,
+        259: packing,
+        262: 1,
+        277: bands,
+        339: kind,
+        **place,
+        **(others or {}),
+    }
+    fields = sorted(values.items())
+    first, length = 8 + len(data), 2 + 12 * len(fields) + 4
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
     heads = []
     for page in range(pages):
         after = first + (page + 1) * length if page + 1 < pages else first * circle
         heads.append(struct.pack("<H", len(fields)) + entries + struct.pack("<I", after))
     return struct.pack("<2sHI", b"II", 42, first) + data + b"".join(heads)
+
+
+def with_counts(content: bytes, counts: dict[int, int]) -> bytes:
+    """Return a TIFF of one page of whose fields some tell that they have so many values, elsewhere in the file."""
+    changed = bytearray(content)
+    (first,) = struct.unpack_from("<I", content, 4)
+    for place in range(first + 2, first + 2 + 12 * struct.unpack_from("<H", content, first)[0], 12):
+        (tag,) = struct.unpack_from("<H", content, place)
+        if tag in counts:
+            struct.pack_into("<II", changed, place + 4, counts[tag], 8)
+    return bytes(changed)
+
+
+def zstd(size: int) -> bytes:
+    """Return zeros, packed by ZSTD."""
+    from imagecodecs import zstd_encode
+
+    return bytes(zstd_encode(bytes(size)))
 
 
 def swollen(size: int) -> bytes:
@@ -156,6 +191,10 @@ def pair_with(path: Path) -> Any:
     )
 
 
+def pair_in_archive(path: Path) -> Any:
+    return pairs._read_pair(pairs.Data(npz_keys=("img", "msk"), classes=2), path, path)
+
+
 def acdc_image(path: Path) -> Any:
     return acdc.read_image(path)
 
@@ -193,6 +232,7 @@ def saved(path: Path, content: bytes) -> Path:
 
 FLOATS = GREY.astype(np.float32)
 NAN = np.where(GREY == 3, np.nan, FLOATS).astype(np.float32)
+NANS = b"\xff" * 8 * 8 * 6 * 4
 CASES: dict[str, tuple[str, Read, Callable[[], bytes]]] = {
     "PNG bomb": ("a.png", read_image, lambda: png(16_000, 16_000, data=swollen(256_016_000))),
     "PNG bomb, mask": ("a.png", classes, lambda: png(16_000, 16_000, data=swollen(256_016_000))),
@@ -207,9 +247,45 @@ CASES: dict[str, tuple[str, Read, Callable[[], bytes]]] = {
     "PNG of two pictures": ("a.png", read_image, lambda: several("PNG")),
     "TIFF bomb": ("a.tif", read_image, lambda: tiff(20_000, 20_000)),
     "TIFF bomb, mask": ("a.tif", read_mask, lambda: tiff(13_000, 13_000)),
-    "TIFF of two pages": ("a.tif", read_image, lambda: several("TIFF")),
+    "TIFF of two pages": ("a.tif", read_mask, lambda: several("TIFF")),
     "TIFF of very many pages": ("a.tif", read_image, lambda: tiff(8, 8, pages=20_000)),
     "TIFF that goes in a circle": ("a.tif", read_image, lambda: tiff(8, 8, pages=2, circle=True)),
+    "TIFF that goes in a large circle": ("a.tif", read_image, lambda: tiff(8, 8, pages=150, circle=True)),
+    "TIFF of many pages that go in a circle": ("a.tif", image_size, lambda: tiff(8, 8, pages=20_000, circle=True)),
+    "TIFF whose last page is missing": ("a.tif", read_image, lambda: tiff(8, 8, pages=3)[:-20]),
+    "TIFF of pages within pages": (
+        "a.tif",
+        read_image,
+        lambda: with_counts(tiff(8, 8, bands=5, data=bytes(800_000), others={330: 8}), {330: 200_000}),
+    ),
+    "TIFF of very many strips": (
+        "a.tif",
+        read_image,
+        lambda: with_counts(tiff(8, 2**18, bands=5, data=bytes(2**20), others={278: 1}), {273: 2**18, 279: 2**18}),
+    ),
+    "raster bomb": ("a.tif", read_image, lambda: tiff(20_000, 20_000, bands=6, bits=32, kind=3)),
+    "raster bomb, mask": ("a.tif", read_mask, lambda: tiff(8000, 8000, bands=5)),
+    "raster bomb in a tile": (
+        "a.tif",
+        read_image,
+        lambda: tiff(64, 64, bands=6, others={322: 60_000, 323: 60_000, 324: 8, 325: 1000}),
+    ),
+    "raster that swells": ("a.tif", read_image, lambda: tiff(64, 64, bands=6, data=swollen(2**29))),
+    "raster that swells by ZSTD": ("a.tif", read_image, lambda: tiff(64, 64, bands=6, packing=50000, data=zstd(2**29))),
+    "raster of JPEG": ("a.tif", read_image, lambda: tiff(64, 64, bands=6, packing=7, data=jpeg(65_500))),
+    "raster cut short": ("a.tif", read_image, lambda: tiff(64, 64, bands=6, packing=1, data=bytes(64 * 64 * 5))),
+    "raster of a strip larger than its file": (
+        "a.tif",
+        read_image,
+        lambda: tiff(4000, 4000, bands=6, packing=1, others={279: 2**32 - 1}),
+    ),
+    "raster of NaN": ("a.tif", read_image, lambda: tiff(8, 8, bands=6, bits=32, kind=3, packing=1, data=NANS)),
+    "raster of complex numbers": (
+        "a.tif",
+        read_image,
+        lambda: tiff(8, 8, bands=6, bits=64, kind=6, packing=1, data=bytes(3072)),
+    ),
+    "raster as a mask": ("a.tif", read_mask, lambda: tiff(8, 8, bands=6, packing=1, data=bytes(range(6)) * 64)),
     "TIFF without a page": ("a.tif", read_image, lambda: struct.pack("<2sHI", b"II", 42, 2**31)),
     "BMP bomb": ("a.bmp", read_image, lambda: bmp(30_000)),
     "JPEG bomb": ("a.jpg", read_image, lambda: jpeg(65_500)),
@@ -274,6 +350,12 @@ CASES: dict[str, tuple[str, Read, Callable[[], bytes]]] = {
     "arrays larger than the archive": ("a.npz", of_telescope, lambda: npz(tod=npy_head((2**36,), "<f8"))),
     "arrays of objects": ("a.npz", of_telescope, lambda: npz(tod=npy(np.array([{}], dtype=object)))),
     "arrays packed unusually": ("a.npz", of_telescope, lambda: npz(zipfile.ZIP_LZMA, tod=npy(GREY))),
+    "bomb of a scene": ("a.npz", pair_in_archive, lambda: npz(img=npy_head((2**14, 2**14)) + bytes(2**28))),
+    "scene of objects": ("a.npz", pair_in_archive, lambda: npz(img=npy(np.array([{}], dtype=object)))),
+    "scene of words": ("a.npz", pair_in_archive, lambda: npz(img=npy(np.array([["a"]])), msk=npy(GREY))),
+    "scene of NaN": ("a.npz", pair_in_archive, lambda: npz(img=npy(NAN), msk=npy(GREY))),
+    "scene without a mask": ("a.npz", pair_in_archive, lambda: npz(img=npy(GREY))),
+    "scene cut short": ("a.npz", pair_in_archive, lambda: npz(img=npy(GREY), msk=npy(GREY))[:200]),
     "bomb of a prediction": ("a.npz", submission.load, lambda: npz(data=npy_head((2**14, 2**14)) + bytes(2**28))),
     "prediction cut short": ("a.npz", submission.load, lambda: npz(data=npy(GREY))[:60]),
 }  # fmt: skip
@@ -302,6 +384,17 @@ def test_what_is_just_small_enough_takes_no_more_than_it_may(tmp_path: Path, wit
     path = saved(tmp_path / "a.png", png(side, side, data=swollen((side + 1) * side)))
     with within(seconds=3, megabytes=300):
         assert read_image(path).shape == (side, side)
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, 1), (16, 1), (16, 2), (32, 2), (32, 3), (64, 3)])
+def test_a_raster_that_is_just_small_enough_takes_no_more_than_it_may(
+    tmp_path: Path, within: Within, bits: int, kind: int
+) -> None:
+    side = int((2**30 / 6 / bits) ** 0.5)
+    data = zlib.compress(bytes(side * side * 6 * bits // 8), 1)
+    path = saved(tmp_path / "a.tif", tiff(side, side, bands=6, bits=bits, kind=kind, data=data))
+    with within(seconds=3, megabytes=300):
+        assert read_image(path).shape == (side, side, 6)
 
 
 def test_a_volume_may_begin_where_its_head_does_not_say(tmp_path: Path) -> None:

@@ -154,6 +154,42 @@ def test_accuracy_stands_beside_that_of_calling_all_background():
     assert found.details["class_shares"]["boundary"] == pytest.approx((mask == 2).float().mean().item())
 
 
+def test_calling_everything_the_majority_stands_beside_scores_where_asked():
+    found = evaluation(score(range(7)), list("aabbccc"), NAMES, multilabel=False, replicates=10, majority=2)
+    mask = seven_images()[1]
+    share = (mask == 2).float().mean().item()
+    assert found.metrics["accuracy_majority"] == pytest.approx(share)
+    assert found.metrics["mean_iou_majority"] == pytest.approx(share / 3)
+    assert found.groups["b"]["accuracy_majority"] == pytest.approx((mask[2:4] == 2).float().mean().item())
+    assert found.details["majority"] == "boundary"
+    assert set(found.metrics) == set(found.details["conventions"])
+    low, high = found.intervals["mean_iou_majority"]
+    assert low <= found.metrics["mean_iou_majority"] <= high
+    plain = evaluation(score(range(7)), list("aabbccc"), NAMES, multilabel=False, replicates=10)
+    assert {name: value for name, value in found.metrics.items() if not name.endswith("_majority")} == plain.metrics
+    assert "majority" not in plain.details
+
+
+def test_calling_everything_the_majority_is_what_a_network_that_does_so_scores():
+    mask = seven_images()[1]
+    logits = torch.nn.functional.one_hot(torch.full_like(mask, 1), 3).movedim(-1, 1).float()
+    for pooling in ("pixel", "image"):
+        convention = Convention(pooling=pooling)
+        blind = score_batches(nn.Identity(), [(logits, mask, torch.arange(7))], 3, multilabel=False)
+        constant = evaluation(blind, list("aabbccc"), NAMES, multilabel=False, convention=convention, replicates=10)
+        found = evaluation(
+            score(range(7)), list("aabbccc"), NAMES, multilabel=False, convention=convention, replicates=10, majority=1
+        )
+        for name in ("mean_iou", "accuracy"):
+            assert found.metrics[f"{name}_majority"] == constant.metrics[name]
+            assert found.resamples[f"{name}_majority"] == constant.resamples[name]
+
+
+def test_labels_that_overlap_have_no_majority():
+    with pytest.raises(ValueError, match="majority: labels may overlap"):
+        evaluation(score(range(7)), list("aabbccc"), NAMES, multilabel=True, majority=0)
+
+
 def test_an_excluded_class_is_none_and_stays_out_of_means():
     generator = torch.Generator().manual_seed(1)
     logits, mask = torch.randn(4, 3, 5, 5, generator=generator), torch.randint(0, 2, (4, 3, 5, 5), generator=generator)

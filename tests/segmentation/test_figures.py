@@ -44,6 +44,22 @@ def test_pictures_stretch_grey_and_take_three_of_many_channels():
     assert figures.as_picture(np.zeros((7, 2, 2))).tolist() == np.zeros((2, 2, 3)).tolist()
 
 
+def test_three_bands_are_stretched_each_by_itself_between_percentiles():
+    bands = np.stack([np.linspace(0, scale, 101).reshape(1, 101) for scale in (1, 10, 100, 1000, 1e4)])
+    shown = figures.three_bands(bands, (4, 1, 0))
+    assert shown.shape == (3, 1, 101)
+    np.testing.assert_allclose(shown[0], shown[2], atol=1e-12)
+    assert (shown[0, 0, :3].tolist(), shown[0, 0, 98:].tolist()) == ([0, 0, 0], [1, 1, 1])
+    assert shown[1, 0, 50] == pytest.approx(0.5)
+
+
+def test_bands_that_are_not_chosen_are_the_first_three_of_many_and_all_of_few():
+    image = np.random.default_rng(0).random((5, 4, 4))
+    np.testing.assert_array_equal(figures.three_bands(image), figures.three_bands(image, (0, 1, 2)))
+    np.testing.assert_array_equal(figures.three_bands(image[:4]), image[:4])
+    assert not figures.three_bands(np.ones((6, 4, 4))).any()
+
+
 def test_blending_leaves_unpainted_pixels_alone():
     picture = np.full((1, 2, 3), 100, np.uint8)
     painted = np.array([[[0, 0, 0], [200, 0, 0]]], np.uint8)

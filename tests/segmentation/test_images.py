@@ -170,11 +170,20 @@ def test_a_picture_too_large_to_decode_is_refused_from_its_head(tmp_path):
         images.read_image(path)
 
 
-def test_a_stack_of_pictures_is_refused(tmp_path):
-    frames = [Image.fromarray(GREY8), Image.fromarray(GREY8 + 1)]
+@pytest.mark.parametrize(("name", "second"), [("a.png", GREY8 + 1), ("a.tif", GREY8[:3])])
+def test_a_stack_of_pictures_is_refused(tmp_path, name, second):
+    frames = [Image.fromarray(GREY8), Image.fromarray(second)]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"holds several pictures|expected one raster"):
+        images.read_image(tmp_path / name)
+
+
+def test_pages_of_one_size_are_bands_of_an_image_and_no_mask(tmp_path):
+    frames = [Image.fromarray(GREY8 + page) for page in range(3)]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
-    with pytest.raises(DataError, match="holds several pictures"):
-        images.read_image(tmp_path / "a.tif")
+    assert np.array_equal(images.read_image(tmp_path / "a.tif"), np.stack([GREY8, GREY8 + 1, GREY8 + 2], -1))
+    with pytest.raises(DataError, match="is no mask"):
+        images.read_mask(tmp_path / "a.tif")
 
 
 def test_values_that_are_not_finite_are_counted_and_refused(tmp_path):

@@ -33,6 +33,16 @@ def labels(seed=0, images=3, classes=3, size=20):
     return logits, torch.randint(0, 2, logits.shape, generator=generator)
 
 
+def test_the_majority_is_the_class_with_most_pixels():
+    assert metrics.majority([[5, 1, 9], [5, 8, 0]]) == 0
+    assert metrics.majority([1, 7, 7]) == 1
+
+
+def test_calling_everything_one_class_by_hand():
+    counts = np.array([[3, 1, 0, 6], [2, 1, 2, 5], [1, 2, 2, 5]])  # classes of 3, 4 and 3 pixels
+    assert metrics.counts_calling(1, counts).tolist() == [[0, 0, 3, 7], [4, 6, 0, 0], [0, 0, 3, 7]]
+
+
 def test_counts_worked_by_hand():
     mask = torch.tensor([[[0, 0, 1], [1, 2, 255]]])
     called = torch.tensor([[[0, 1, 1], [0, 2, 2]]])

@@ -1,4 +1,4 @@
-"""Folders of images and masks to cached tiles, splits and a manifest."""
+"""Folders of images and masks, or archives of both, to cached tiles, splits and a manifest."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from segmentation.samples import Sample, Samples, size_text
 from segmentation.splits import Splits
 from segmentation.tiling import Window
 from workloads._listing import listed
+from workloads._pairs import archives
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[str, Path, Path]
 
+SUFFIXES = (*images.SUFFIXES, archives.SUFFIX)
 EMBEDDED = Path(__file__).parent.parent / "data" / "nuclei"
 EMBEDDED_CLASSES = ("background", "interior", "boundary")
 # Part of the cache's key: raise it where the same files and settings are to be decoded otherwise.
@@ -40,6 +42,11 @@ class Data:
     """Folder of the masks, below root; each has its image's name, whatever the suffix."""
     mask_suffix: str = ""
     """Text that follows the image's name in the name of its mask, such as _mask."""
+    npz_keys: tuple[str, ...] = ()
+    """Arrays of image and mask in archives root/*.npz that hold both, such as [img, msk]; empty: two folders, where an
+    .npz file holds one array."""
+    npz_channels: archives.Layout = "auto"
+    """Which axis of an image in an .npz file is its channels; auto: the smaller of the first and the last."""
     classes: int = 3
     """Classes, background included."""
     class_names: tuple[str, ...] = ()
@@ -54,6 +61,9 @@ class Data:
     """Distance between tiles, in pixels; 0: as far as a tile is wide."""
     channels: Literal[0, 1, 3] = 0
     """Channels of every image: 1 makes greys of colours, 3 repeats greys; 0: as stored."""
+    rgb: tuple[int, ...] = ()
+    """Bands drawn as red, green and blue, counted from 0, such as [2, 1, 0], each stretched between percentiles; empty:
+    the first three."""
     min_size: int = 8
     """Smallest height and width that an image may have, in pixels."""
     group: Literal["image", "region", "prefix"] = "image"
@@ -74,12 +84,14 @@ class Data:
         """Refuse settings that contradict each other."""
         _check_classes(self)
         _check_cutting(self)
+        _check_arrays(self)
 
 
 def load(data: Data) -> tuple[Samples, Splits]:
     """Return the tiles and who has which; test tiles are sealed until evaluation opens them."""
     pairs = find_pairs(data)
     samples = cached(_key(data, pairs), lambda: decode(data, pairs), folder=cache_folder(data.cache))
+    check_rgb(data, samples.shape(0)[0])
     key = "region" if _by_region(data, len(pairs)) else data.group
     made = splits.split(samples.names, samples.groups, fractions=data.fractions, seed=data.split_seed, key=key)
     return samples.seal(made.test), made
@@ -94,15 +106,30 @@ def class_names(data: Data) -> tuple[str, ...]:
     return tuple(f"class{index}" for index in range(data.classes))
 
 
+def check_rgb(data: Data, channels: int) -> None:
+    """Raise DataError if a band is to be drawn that images of so many channels lack."""
+    if data.rgb and max(data.rgb) >= channels:
+        raise DataError(f"data.rgb: got {list(data.rgb)}; images have {channels} channels, counted from 0")
+
+
 def find_pairs(data: Data) -> list[Pair]:
     """Return name, image and mask of each pair, in order of name.
+
+    An archive of both is named twice.
 
     Raises:
         DataError: for a missing or empty folder, two files of one name, and whatever lacks its other half.
     """
     root = Path(data.root).expanduser() if data.root else EMBEDDED
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; data.root should hold {data.images}/ and {data.masks}/")
+        held = "archives *.npz" if data.npz_keys else f"{data.images}/ and {data.masks}/"
+        raise DataError(f"{root}: no such folder; data.root should hold {held}")
+    if data.npz_keys:
+        found = images.list_images(root, (archives.SUFFIX,))
+        return [(path.relative_to(root).with_suffix("").as_posix(), path, path) for path in found]
+    if not (root / data.images).is_dir() and (found := sorted(root.glob(f"*{archives.SUFFIX}"))):
+        named = f"name those of image and mask in data.npz_keys, such as [{archives.names(found[0])}]"
+        raise DataError(f"{root}: holds archives of arrays, such as {found[0].name}; {named}")
     pictures = _by_name(root / data.images, "", data)
     masks = _by_name(root / data.masks, data.mask_suffix, data)
     lonely = {"image without mask": pictures.keys() - masks, "mask without image": masks.keys() - pictures}
@@ -115,7 +142,7 @@ def find_pairs(data: Data) -> list[Pair]:
 def decode(data: Data, pairs: Sequence[Pair]) -> Iterator[Sample]:
     """Yield the tiles of each pair, one pair in memory at a time."""
     by_region = _by_region(data, len(pairs))
-    common = _common_size(pairs) if data.tile == 0 else (0, 0)
+    common = _common_size(data, pairs) if data.tile == 0 else (0, 0)
     first: tuple[Path, Array] | None = None
     for name, image_path, mask_path in pairs:
         image, mask = _read_pair(data, image_path, mask_path)
@@ -149,7 +176,7 @@ def manifest(data: Data, samples: Samples, made: Splits) -> dict[str, Any]:
         DataError: if fewer than two classes occur.
     """
     notes = [samples.extra(index) for index in range(len(samples))]
-    counts = np.array([json.loads(note["pixels"]) for note in notes])  # (N, K)
+    counts = class_pixels(samples, range(len(samples)))
     sizes = np.array([json.loads(note["size"]) for note in notes])
     _refuse_single_class(data, counts)
     per_split = {name: counts[list(made[name])].sum(axis=0) for name in splits.NAMES}
@@ -170,6 +197,11 @@ def manifest(data: Data, samples: Samples, made: Splits) -> dict[str, Any]:
         "synthetic": False,
         "warnings": list(_warnings(data, made, per_split)),
     }
+
+
+def class_pixels(samples: Samples, indices: Iterable[int]) -> Array:
+    """Return how many pixels each class has in some samples, (N, K), from the notes made while decoding."""
+    return np.array([json.loads(samples.extra(index)["pixels"]) for index in indices])
 
 
 def _check_classes(data: Data) -> None:
@@ -196,6 +228,13 @@ def _check_cutting(data: Data) -> None:
         raise ValueError(f"fractions: got {list(data.fractions)}; expected three positive numbers that sum to 1")
 
 
+def _check_arrays(data: Data) -> None:
+    if data.npz_keys and (len(data.npz_keys) != 2 or len({*data.npz_keys, ""}) != 3):
+        raise ValueError(f"npz_keys: got {list(data.npz_keys)}; expected two names, of image and mask")
+    if data.rgb and (len(data.rgb) != 3 or min(data.rgb) < 0):
+        raise ValueError(f"rgb: got {list(data.rgb)}; expected three bands, counted from 0, for red, green and blue")
+
+
 def _by_region(data: Data, count: int) -> bool:
     return data.group == "region" or (data.group == "image" and count < len(splits.NAMES) and data.tile > 0)
 
@@ -203,7 +242,7 @@ def _by_region(data: Data, count: int) -> bool:
 def _by_name(folder: Path, suffix: str, data: Data) -> dict[str, Path]:
     """Return the pictures of a folder by their names without suffixes, folders below it included."""
     found: dict[str, Path] = {}
-    for path in images.list_images(folder):
+    for path in images.list_images(folder, SUFFIXES):
         name = path.relative_to(folder).with_suffix("").as_posix()
         # One folder may hold both; then the suffix alone tells them apart.
         if not name.endswith(suffix) or (data.images == data.masks and name.endswith(data.mask_suffix) != bool(suffix)):
@@ -216,43 +255,60 @@ def _by_name(folder: Path, suffix: str, data: Data) -> dict[str, Path]:
 
 
 def _files(pairs: Iterable[Pair]) -> list[Path]:
-    return [path for _, *both in pairs for path in both]
+    return list(dict.fromkeys(path for _, *both in pairs for path in both))
 
 
 def _key(data: Data, pairs: Sequence[Pair]) -> str:
     """Return a name for what decoding gives: it depends on the files and on how they are read, not on the splits."""
     settings = asdict(data)
-    for name in ("root", "images", "masks", "class_names", "fractions", "split_seed", "cache"):
+    for name in ("root", "images", "masks", "class_names", "fractions", "split_seed", "cache", "rgb"):
         del settings[name]
     extra = json.dumps([VERSION, settings], sort_keys=True)
     contents = content_hash(_files(pairs), extra=extra, folder=cache_folder(data.cache))
     return f"pairs-{hashlib.sha256(contents.encode()).hexdigest()[:32]}"
 
 
-def _common_size(pairs: Sequence[Pair]) -> tuple[int, int]:
-    sizes = [images.image_size(path) for _, path, _ in pairs]
-    return max(height for height, _ in sizes), max(width for _, width in sizes)
+def _common_size(data: Data, pairs: Sequence[Pair]) -> tuple[int, int]:
+    sizes = [
+        _read_image(data, path).shape if path.suffix.lower() == archives.SUFFIX else images.image_size(path)
+        for _, path, _ in pairs
+    ]
+    return max(height for height, *_ in sizes), max(width for _, width, *_ in sizes)
 
 
 def _read_pair(data: Data, image_path: Path, mask_path: Path) -> tuple[Array, Array]:
     """Return image (C, H, W) and mask (H, W) of class ids."""
-    image = with_channels(images.channels_first(images.read_image(image_path)), data.channels, image_path)
-    mask = images.read_mask(mask_path)
+    image = with_channels(images.channels_first(_read_image(data, image_path)), data.channels, image_path)
+    mask = _read_mask(data, mask_path)
     if image.shape[1:] != mask.shape:
         sizes = f"{image_path.name} is {size_text(image)}, its mask {mask_path} is {size_text(mask)}"
-        raise DataError(f"{image_path.parent}: {sizes}; they must have one size")
+        remedy = "; data.npz_channels says where channels are" if image_path.suffix.lower() == archives.SUFFIX else ""
+        raise DataError(f"{image_path.parent}: {sizes}; they must have one size{remedy}")
     if min(mask.shape) < max(data.min_size, 1):
         raise DataError(f"{image_path}: is {size_text(image)}; data.min_size wants at least {data.min_size} pixels")
     return image, to_classes(mask, data, mask_path)
 
 
-def read_channels(path: Path, channels: int) -> Array:
+def _read_image(data: Data, path: Path) -> Array:
+    """Return (H, W) or (H, W, C)."""
+    if path.suffix.lower() == archives.SUFFIX:
+        return archives.read_image(path, data.npz_keys[0] if data.npz_keys else "", data.npz_channels)
+    return images.read_image(path)
+
+
+def _read_mask(data: Data, path: Path) -> Array:
+    if path.suffix.lower() == archives.SUFFIX:
+        return archives.read_mask(path, data.npz_keys[1] if data.npz_keys else "")
+    return images.read_mask(path)
+
+
+def read_channels(data: Data, path: Path, channels: int) -> Array:
     """Return an image (C, H, W) with just as many channels as a network was made for.
 
     Raises:
         DataError: naming the file, if it cannot be read or made so.
     """
-    return np.ascontiguousarray(with_channels(images.channels_first(images.read_image(path)), channels, path))
+    return np.ascontiguousarray(with_channels(images.channels_first(_read_image(data, path)), channels, path))
 
 
 def with_channels(image: Array, channels: int, path: Path) -> Array:

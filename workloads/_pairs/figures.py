@@ -31,10 +31,12 @@ def save_samples(
     ignore_index: int,
     colours: Sequence[figures.Colour] = figures.CLASS_COLOURS,
     slices: int = 0,
+    bands: Sequence[int] = (),
 ) -> Path:
     """Write a row for each of some samples: image, mask, and both as training may see them.
 
     slices: of each sample, where samples are volumes, of which one slice is shown.
+    bands: see `figures.three_bands`.
     """
     from matplotlib.figure import Figure
 
@@ -48,7 +50,7 @@ def save_samples(
     rows = figure.subplots(len(shown), len(COLUMNS), squeeze=False)
     for row, index in enumerate(shown):
         masks = [figures.class_map(each[row].numpy(), colours, ignore_index) for each in (mask, moved_mask)]
-        pictures = [figures.as_picture(image[row].numpy()), figures.as_picture(moved[row].numpy())]
+        pictures = [figures.as_picture(figures.three_bands(each[row].numpy(), bands)) for each in (image, moved)]
         for axis, picture in zip(rows[row], [pictures[0], masks[0], pictures[1], masks[1]], strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
