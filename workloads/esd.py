@@ -27,6 +27,7 @@ from segmentation import figures as drawing
 from segmentation.augmentation import MOVES, Augmentation
 from segmentation.epoch import DataError, Epoch, Evaluation
 from segmentation.losses import Loss
+from segmentation.metrics import majority
 from segmentation.networks import coarse
 from segmentation.networks.coarse import CoarseNetwork
 from segmentation.normalisation import Normalise, Normaliser
@@ -210,9 +211,10 @@ def evaluate(checkpoint: Path, split: str, out_dir: Path, changes: Mapping[str, 
         grown = _grow(config, samples, made, indices, normaliser, model) if config.forest.trees else None
     details = {"split": split, "group_key": made.key, "synthetic": not config.data.root}
     tiles = [made.groups[index] for index in found.index]
-    scored = scoring.evaluated(found, tiles, details)
+    blind = majority(dataset.cells_of_class(samples, made.train))
+    scored = scoring.evaluated(found, tiles, details, blind)
     if grown is not None:
-        scored = forest.beside(scored, scoring.evaluated(grown, tiles, details))
+        scored = forest.beside(scored, scoring.evaluated(grown, tiles, details, blind))
     names = [str(path.relative_to(out_dir)) for path in drawn]
     curves = _model.save_curves(out_dir / "curves.png", checkpoint, "val_mean_iou")
     return dataclasses.replace(scored, figures=tuple(sorted([*names, *curves], key=lambda name: name[-4:] != ".png")))

@@ -139,6 +139,44 @@ def verdict(gap: Interval, mode: str) -> Verdict | None:
     return "better" if (gap.low > 0) == (mode == "max") else "worse"
 
 
+def against(spec: SearchSpec, row: Row, gap: Interval, name: str) -> tuple[str, str]:
+    """Return in words what a paired difference of the headline metric says, and its tone."""
+    assert gap.value is not None
+    shown = f"{row.metric} {signed(gap.value)}"
+    found = verdict(gap, headline_mode(spec))
+    if found is None:
+        return f"{shown} against {name}; without replicates nothing says whether that is chance.", "plain"
+    interval = f"paired 95 % interval {signed(gap.low)} to {signed(gap.high)}"
+    if found == "not distinguishable":
+        return f"Not distinguishable from {name}: {shown}, and the {interval} holds zero.", "plain"
+    return f"{found.capitalize()} than {name}: {shown}, {interval}.", found
+
+
+def beside_majority(spec: SearchSpec, row: Row) -> str:
+    """Say how the headline stands beside that of calling everything the most frequent class; "" where not known."""
+    name = f"{row.metric}_majority"
+    blind = score(row.evaluation, name)
+    if blind.value is None:
+        return ""
+    drawn = row.evaluation.get("resamples", {}).get(name, [])
+    other = {**row.evaluation, "metrics": {row.metric: blind.value}, "resamples": {row.metric: drawn}}
+    label = row.evaluation.get("details", {}).get("majority", "one class")
+    gap = difference(row.evaluation, other, row.metric)
+    return against(spec, row, gap, f"calling everything {label} ({blind.value:.4f})")[0]
+
+
+def show_score(value: float) -> str:
+    """Return a score for people: three decimals, or three digits where those would hide it."""
+    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def signed(value: float | None) -> str:
+    """Return a difference for people, with its sign; nothing for None."""
+    if value is None:
+        return ""
+    return f"{'−' if value < 0 else '+'}{show_score(abs(value))}"
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return a percentile of some numbers, linear between neighbours as in NumPy."""
     ordered = sorted(values)

@@ -236,11 +236,6 @@ def show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def show_score(value: float) -> str:
-    """Return a score for people: three decimals, or three digits where those would hide it."""
-    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.3g}"
-
-
 def _figure(traces: Sequence[Figure], x_title: str | None, y_title: str | None) -> Figure:
     layout: Figure = {
         "height": 380,

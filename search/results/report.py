@@ -15,8 +15,8 @@ from search.ranking import best, pareto, ranked
 from search.record import StudyPaths, TrialRecord
 from search.results import leaderboard, plots
 from search.results.comparison import Line
-from search.results.leaderboard import Interval, Row
-from search.results.plots import WORDS, show, show_score
+from search.results.leaderboard import Interval, Row, show_score, signed
+from search.results.plots import WORDS, show
 from search.spec import SearchSpec
 
 FIGURES_PER_TRIAL = 4
@@ -144,13 +144,13 @@ def answer(
     comparison, tone = _comparison(spec, records, promotion, row, same)
     beside = next((line.difference for line in compared if line.name == row.name), None)
     if promotion.get("incumbent") is None and beside is not None and beside.value is not None:
-        comparison, tone = _against(spec, row, beside, "its parent")
+        comparison, tone = leaderboard.against(spec, row, beside, "its parent")
     return Answer(
         title=title,
         score=show_score(row.test.value),
         metric=f"{row.metric} on the test split",
         interval=_interval(row.test),
-        comparison=comparison,
+        comparison=" ".join(filter(None, (comparison, leaderboard.beside_majority(spec, row)))),
         tone=tone,
     )
 
@@ -195,20 +195,7 @@ def _comparison(
     gap, incumbent = row.difference, promotion.get("incumbent")
     if incumbent is None or gap.value is None:
         return "The defaults were not evaluated, so there is nothing to compare it with.", "plain"
-    return _against(spec, row, gap, f"the defaults (trial {incumbent})")
-
-
-def _against(spec: SearchSpec, row: Row, gap: Interval, name: str) -> tuple[str, str]:
-    """Return in words what a paired difference of the headline metric says, and its tone."""
-    assert gap.value is not None
-    shown = f"{row.metric} {_signed(gap.value)}"
-    found = leaderboard.verdict(gap, leaderboard.headline_mode(spec))
-    if found is None:
-        return f"{shown} against {name}; without replicates nothing says whether that is chance.", "plain"
-    interval = f"paired 95 % interval {_signed(gap.low)} to {_signed(gap.high)}"
-    if found == "not distinguishable":
-        return f"Not distinguishable from {name}: {shown}, and the {interval} holds zero.", "plain"
-    return f"{found.capitalize()} than {name}: {shown}, {interval}.", found
+    return leaderboard.against(spec, row, gap, f"the defaults (trial {incumbent})")
 
 
 def _winner(spec: SearchSpec, records: Sequence[TrialRecord], promotion: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,8 +276,8 @@ def _row_cells(row: Row) -> dict[str, Any]:
         "validation": ", ".join(map(show_score, row.validation.values())),
         "test": "—" if row.test.value is None else show_score(row.test.value),
         "interval": _interval(row.test),
-        "difference": "—" if row.difference.value is None else _signed(row.difference.value),
-        "gap": "" if row.difference.low is None else f"{_signed(row.difference.low)} to {_signed(row.difference.high)}",
+        "difference": "—" if row.difference.value is None else signed(row.difference.value),
+        "gap": "" if row.difference.low is None else f"{signed(row.difference.low)} to {signed(row.difference.high)}",
         "epochs": row.epochs,
         "slot": _duration(row.slot_s),
         "why": row.why,
@@ -333,7 +320,7 @@ def _compared(spec: SearchSpec, lines: Sequence[Line]) -> dict[str, Any]:
                 *(_figure(line.validation.get(name)) for name in objectives),
                 *(_figure(line.figures.get(heading)) for heading in headings),
             ],
-            "difference": _signed(line.difference.value) if line.difference.value is not None else "",
+            "difference": signed(line.difference.value) if line.difference.value is not None else "",
             "gap": _gap(line.difference),
         }
         for line in lines
@@ -366,7 +353,7 @@ def _figure(value: Any) -> str:
 
 
 def _gap(gap: Interval) -> str:
-    return "" if gap.low is None else f"{_signed(gap.low)} to {_signed(gap.high)}"
+    return "" if gap.low is None else f"{signed(gap.low)} to {signed(gap.high)}"
 
 
 def _cost(records: Sequence[TrialRecord], facts: Facts) -> list[tuple[str, str]]:
@@ -416,12 +403,6 @@ def _yaml(params: Mapping[str, Any]) -> str:
 
 def _interval(score: Interval) -> str:
     return "" if score.low is None or score.high is None else f"{show_score(score.low)} to {show_score(score.high)}"
-
-
-def _signed(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{'−' if value < 0 else '+'}{show_score(abs(value))}"
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from search import resources, rules
 from search.record import StudyPaths
-from search.results.leaderboard import Interval, Row, read_promotion
+from search.results.leaderboard import Interval, Row, beside_majority, read_promotion
 from search.results.plots import show
 from search.spec import Objective, Parameter, SearchSpec
 from search.storage import address, store
@@ -61,6 +61,7 @@ def question(spec: SearchSpec, config: Mapping[str, Any]) -> dict[str, str]:
 def result_text(plan: Plan, rows: Sequence[Row]) -> str:
     """Return the leaderboard, why each promoted trial was promoted, and where everything is."""
     why = [f"trial {item['trial']}: {item['why']}" for item in read_promotion(plan.paths)["promoted"]]
+    why += [f"trial {row.name}: {told}" for row in rows[:1] if (told := beside_majority(plan.spec, row))]
     places: dict[str, Path | str] = {
         "report": plan.paths.report,
         "leaderboard": plan.paths.leaderboard,

@@ -222,3 +222,18 @@ def test_files_are_found_again(tmp_path: Path) -> None:
     paths.promotion.write_text(json.dumps(PROMOTION))
     assert leaderboard.read_evaluations(paths) == [EVALUATIONS[2]]
     assert leaderboard.read_promotion(paths) == PROMOTION
+
+
+@pytest.mark.row("E14")
+def test_a_line_tells_the_score_beside_calling_everything_one_class() -> None:
+    found = evaluation(2, 0.5, [0.4, 0.5, 0.6])
+    found["metrics"]["mean_iou_majority"] = 0.1
+    found["resamples"]["mean_iou_majority"] = [0.1, 0.1, 0.1]
+    found["details"] = {"majority": "land"}
+    row, *others = leaderboard.rows(SPEC, RECORDS, PROMOTION, [found, EVALUATIONS[0]])
+    told = leaderboard.beside_majority(SPEC, row)
+    assert told.startswith("Better than calling everything land (0.1000): mean_iou +0.400, paired 95 % interval +0.305")
+    assert leaderboard.beside_majority(SPEC, others[0]) == "", "nothing is known of it"
+    found["metrics"]["mean_iou"], found["resamples"]["mean_iou"] = 0.1, [0.05, 0.1, 0.15]
+    [row, *_] = leaderboard.rows(SPEC, RECORDS, PROMOTION, [found])
+    assert leaderboard.beside_majority(SPEC, row).startswith("Not distinguishable from calling everything land")

@@ -107,7 +107,7 @@ def test_a_class_that_is_not_there_has_no_auroc_and_a_notice() -> None:
     found = found_of(*made_up(torch.randint(0, 3, CELLS)))
     scores = scoring.epoch_scores(found)
     assert f"val_auroc_{CLASSES[3]}" not in scores and 0 < scores["val_mean_auroc"] < 1
-    evaluation = scoring.evaluated(found, ["Tile1"] * 12, {})
+    evaluation = scoring.evaluated(found, ["Tile1"] * 12, {}, 1)
     assert evaluation.metrics[f"auroc_{CLASSES[3]}"] is None
     [notice] = evaluation.details["notices"]
     assert notice.startswith(CLASSES[3])
@@ -198,6 +198,7 @@ def test_predictions_are_put_together_by_place_whatever_their_order(tmp_path) ->
 @pytest.mark.row("E26")
 @pytest.mark.row("E27")
 @pytest.mark.row("E34")
+@pytest.mark.row("E41")
 def test_evaluate_writes_each_tile_as_raster_and_picture(trained, tmp_path) -> None:
     found = esd.evaluate(trained, "test", tmp_path)
     samples, made = dataset.load(debug().data)
@@ -209,7 +210,10 @@ def test_evaluate_writes_each_tile_as_raster_and_picture(trained, tmp_path) -> N
     with Image.open(tmp_path / stitched) as picture:
         assert picture.width > 2 * picture.height
     assert set(np.unique(tifffile.imread(tmp_path / f"{tile}_prediction.tif"))) <= {1, 2, 3, 4}
-    assert np.array(found.details["confusion"]).sum() == 256
+    table = np.array(found.details["confusion"])
+    assert table.sum() == 256
+    assert found.details["majority"] == CLASSES[1]
+    assert found.metrics["accuracy_majority"] == pytest.approx(table[1].sum() / 256)
     assert found.intervals.keys() >= {"mean_iou", "contest_f1", "mean_jaccard"}
 
 

@@ -269,6 +269,11 @@ def collate(items: Sequence[tuple[Tensor, Tensor, dict[str, Any]]]) -> tuple[Ten
     return torch.stack(images), torch.stack(labels), list(notes)
 
 
+def cells_of_class(samples: Samples, indices: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Return how many cells of each class some subtiles have, (N, K), from what is noted of them."""
+    return np.array([json.loads(samples.extra(index)["cells"]) for index in indices]).reshape(-1, len(CLASSES))
+
+
 def pieces(data: Data) -> list[str]:
     """Return the tiles that can be processed each by itself; none where they are processed already."""
     source = find(data)
@@ -285,8 +290,7 @@ def manifest(data: Data) -> dict[str, Any]:
     """Return what the data is, for a person to check before believing a score; no test picture is opened."""
     source = find(data)
     samples, made = load_once(data)
-    counts = np.array([json.loads(samples.extra(index)["cells"]) for index in range(len(samples))])  # (N, 4)
-    per_split = {name: counts[list(made[name])].sum(axis=0) for name in splits.NAMES}
+    per_split = {name: cells_of_class(samples, made[name]).sum(axis=0) for name in splits.NAMES}
     return {
         "sha256": _content_hash(data, source),
         "form": type(source).__name__.lower(),

@@ -124,13 +124,14 @@ def epoch_scores(found: Found, prefix: str = "val_") -> dict[str, float]:
     return {f"{prefix}{name}": value for name, value in {**renamed(plain), **areas, **loss}.items()}
 
 
-def evaluated(found: Found, tiles: Sequence[str], details: Mapping[str, Any]) -> Evaluation:
+def evaluated(found: Found, tiles: Sequence[str], details: Mapping[str, Any], majority: int) -> Evaluation:
     """Return all scores, with intervals over tiles.
 
     tiles: that of each subtile.
+    majority: the class most frequent in training; calling every cell it is scored too.
     """
     plain = evaluation.evaluation(
-        found.scores, tiles, CLASSES, multilabel=False, convention=CONVENTION, details=details
+        found.scores, tiles, CLASSES, multilabel=False, convention=CONVENTION, details=details, majority=majority
     )
     areas = auroc(found)
     missing = [name.removeprefix("auroc_") for name, value in areas.items() if value is None]
