@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -19,6 +20,8 @@ from tests import processes
 from tests.test_readme import COMMANDS, README, ROOT
 from workloads._acdc import generator as hearts
 from workloads._acdc.generator import Synthetic as Hearts
+from workloads._esd import generator as tiles
+from workloads._esd.generator import Synthetic as Tiles
 from workloads._pairs.dataset import EMBEDDED
 from workloads._severstal import generator as steel
 from workloads._severstal.generator import Synthetic as Steel
@@ -68,6 +71,19 @@ SHORTER = {
     " --set network.pretrained=false --set data.root=/data/severstal --set data.test_images=0 --set epochs=1"
     " --set data.image_size=[128,32] --set loader_workers=0 --out {runs}/severstal-train",
     "python -m workloads evaluate severstal runs/severstal-train --external sam2=MASKS": " --help",
+    "python tune.py --space esd.yaml --set data.root=/data/dse": " --runs {runs}/esd --dry-run"
+    " --set network.scale_factor=4 --set network.pool_sizes=[2,2] --set network.name=unet"
+    " --set parameters.network.name.choices=[segmentation_cnn,unet]"
+    " --set parameters.network.pool_sizes.choices=[[2,2],[4]]",
+    "python tune.py --space esd_debug.yaml": " --runs {runs}/esd-debug --dry-run",
+    "python tune.py --space landsat_clouds.yaml --set data.root=/data/landsat": " --runs {runs}/landsat --dry-run",
+    "python tune.py --space scripts/sweeps/unet.yml --workload esd": " --runs {runs}/sweep --dry-run"
+    " --set data.synthetic.tiles=6 --set data.synthetic.pixels=4 --set fixed.network.scale_factor=4",
+    "python -m workloads sanity pairs": " --set preset=debug --out {runs}/sanity",
+    "python -m workloads describe pairs": "",
+    "python -m search prepare esd --set data.root=/data/dse --workers 2": " --set network.scale_factor=4"
+    " --set network.pool_sizes=[2,2]",
+    "python -m scripts.train --model_type=SegmentationCNN --max_epochs=5": " --help",
     "python tune.py --space acdc_full_experiment.yaml": " --runs {runs}/experiment --dry-run"
     " --set data.synthetic.patients=6 --set data.synthetic.slices=2 --set data.size=32",
     "python tune.py --space telescope.yaml --set data.root=/data/telescope": " --runs {runs}/telescope --dry-run",
@@ -94,6 +110,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "/data/telescope": str(generator.ensure(Synthetic(samples=40), folder)),
         "/data/acdc": str(hearts.ensure(Hearts(patients=10, slices=2, size=48), folder)),
         "/data/severstal": str(steel.ensure(Steel(samples=20, width=256, height=64), folder)),
+        "/data/dse": str(tiles.ensure(Tiles(tiles=6, pixels=4), folder)),
+        "/data/landsat": str(_scenes(folder)),
         "/data/spark": str(spacecraft.ensure(Spacecraft(samples=40, size=64), folder)),
         "IMAGES": str(EMBEDDED / "images"),
         "runs": str(folder / "runs"),
@@ -101,6 +119,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "NAME": "",
         "said": str(folder),
     }
+
+
+def _scenes(folder: Path) -> Path:
+    """Return a folder with an archive of a scene of six bands and its mask."""
+    rng = np.random.default_rng(0)
+    (folder / "landsat").mkdir()
+    mask = rng.choice([0, 1, 3, 4], (256, 256, 1)).astype(np.uint8)
+    np.savez(folder / "landsat" / "scene.npz", img=rng.random((256, 256, 6), np.float32), msk=mask)
+    return folder / "landsat"
 
 
 def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -111,6 +138,8 @@ def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str
     for name in (
         "/data/telescope",
         "/data/spark",
+        "/data/dse",
+        "/data/landsat",
         "/data/acdc",
         "/data/severstal",
         "IMAGES",
@@ -123,7 +152,9 @@ def run(command: str, places: dict[str, str]) -> subprocess.CompletedProcess[str
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     words = shlex.split(text)
     if words[0] == "python":
-        module, rest = (f"{words[2]}.__main__", words[3:]) if words[1] == "-m" else (Path(words[1]).stem, words[2:])
+        module, rest = (words[2], words[3:]) if words[1] == "-m" else (Path(words[1]).stem, words[2:])
+        if importlib.util.find_spec(module).submodule_search_locations:
+            module += ".__main__"
         files = [Path(places["said"]) / name for name in ("out.txt", "err.txt")]
         for file in files:
             file.unlink(missing_ok=True)

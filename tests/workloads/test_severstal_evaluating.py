@@ -74,8 +74,9 @@ def test_an_evaluation_tells_calibration_and_cleaning_beside_the_plain_scores(
     assert found.metrics["dice_clean"] == pytest.approx(reported["val_dice_clean"], abs=1e-12)
     assert found.intervals["dice_clean"][0] <= found.metrics["dice_clean"] <= found.intervals["dice_clean"][1]
     told = found.details["calibration"]["classes"]["defect"]
-    assert told["ece"] == pytest.approx(reported["val_ece"], abs=1e-12), "the same strips, the same pixels"
-    assert told["ece_scaled"] == pytest.approx(reported["val_ece_scaled"], abs=1e-12)
+    # The same strips and pixels; with other threads a probability may end in the bin beside.
+    assert told["ece"] == pytest.approx(reported["val_ece"], abs=1e-5)
+    assert told["ece_scaled"] == pytest.approx(reported["val_ece_scaled"], abs=1e-5)
     assert found.details["cleaning"]["defect"]["cleaning"]["fill_holes"] is True
     assert "reliability.png" in found.figures and (tmp_path / "reliability.png").stat().st_size > 0
 
