@@ -104,7 +104,7 @@ def locked(path: Path) -> Iterator[None]:
         OSError: if it cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
+    with path.open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError as error:
