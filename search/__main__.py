@@ -1,4 +1,4 @@
-"""Look after searches, and use what they have found.
+"""Look after searches, prepare data for them, and use what they have found.
 
 Results go to stdout, logs and progress to stderr; the exit code is 0 when done, 1 when it failed, 2 for bad input.
 """
