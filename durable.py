@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SHA256 = "sha256"
@@ -87,6 +92,24 @@ def committed(path: Path) -> dict[str, Any] | None:
     if value.pop(SHA256, None) != _sha256_of(value):
         raise ValueError("its content is not what its sha256 says")
     return value
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file, made where it is missing, among all processes; it goes when the process goes, however that ends.
+
+    Where the file system knows no locks, as some network ones do, nothing is held.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s); going on without", path, error)
+        yield
 
 
 def put_aside(path: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 import configuration
-from benchmarks import BenchmarkError, _searches
+from benchmarks import BenchmarkError, _memory, _searches
 from search import planning, spec_file
 from search.record import DEFAULTS, StudyPaths
 from search.spec import SearchSpec
@@ -100,7 +100,7 @@ def _peak_gib(command: list[str]) -> float:
     peak_kib, until = 0, time.monotonic() + END_S
     try:
         while driver.poll() is None and time.monotonic() < until:
-            peak_kib = max(peak_kib, _high_water_kib(driver.pid))
+            peak_kib = max(peak_kib, _memory.kib("VmHWM", driver.pid))
             time.sleep(0.05)
     finally:
         if driver.poll() is None:
@@ -108,11 +108,3 @@ def _peak_gib(command: list[str]) -> float:
     if driver.wait(60):
         raise BenchmarkError(f"tune.py ended with exit code {driver.returncode}")
     return peak_kib / 2**20
-
-
-def _high_water_kib(pid: int) -> int:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)

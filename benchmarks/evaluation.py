@@ -12,7 +12,6 @@ import multiprocessing
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import minimize_scalar
 
+from benchmarks import _memory
 from segmentation import calibration, components, evaluation, froc, histograms, operating_points
 from segmentation.collecting import Collector
 from segmentation.evaluation import ImageScores
@@ -125,10 +125,10 @@ def _validate(images: int, height: int, width: int) -> dict[str, Any]:
         logits, mask = strips[number % STRIPS]
         _add(kept, logits, mask, torch.tensor([number]), taken)
         if number == WARM_UP:
-            start_kib = _kib("VmRSS")
+            start_kib = _memory.kib("VmRSS")
     _learn(*(collector.whole() for collector in kept))
     return {
-        "memory_growth_mib": round((_kib("VmHWM") - start_kib) / 1024, 1),
+        "memory_growth_mib": round((_memory.kib("VmHWM") - start_kib) / 1024, 1),
         "histogram_ms": round(1000 * statistics.median(first for first, _ in taken), 2),
         "all_ms": round(1000 * statistics.median(last for _, last in taken), 2),
         "images": images,
@@ -181,9 +181,3 @@ def _strip(seed: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tens
     mask = (truth > 2.5 * truth.std()) if seed % 2 else np.zeros(truth.shape, bool)
     logits = 8 * (mask - 0.7) + 2 * noise / noise.std()
     return torch.from_numpy(logits).float()[None, None], torch.from_numpy(mask.astype(np.uint8))[None, None]
-
-
-def _kib(what: str) -> int:
-    """Return a line of this process's memory: VmRSS is now, VmHWM the most ever."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(what))

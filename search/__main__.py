@@ -1,4 +1,4 @@
-"""Look after searches, and use what they have found.
+"""Look after searches, prepare data for them, and use what they have found.
 
 Results go to stdout, logs and progress to stderr; the exit code is 0 when done, 1 when it failed, 2 for bad input.
 """
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import configuration
 from search import commands as studies
 from search.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, BadInput, EvaluationError, SearchError
 
@@ -29,14 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except BadInput as error:
+    except (BadInput, configuration.ConfigError) as error:
         return _fail(error, BAD_INPUT)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, BAD_INPUT)
     except (SearchError, EvaluationError) as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command begins again", INTERRUPTED)
+        return _fail("interrupted; the same command begins again, and what is done stays", INTERRUPTED)
 
 
 def predict(given: argparse.Namespace) -> None:
@@ -56,6 +57,25 @@ def predict(given: argparse.Namespace) -> None:
         print(path)
 
 
+def prepare(given: argparse.Namespace) -> None:
+    """Process a workload's data, such as raw satellite tiles, by several Ray workers at once, and print what it is.
+
+    What is done already is not done again: a command that was killed goes on when it is given once more.
+    """
+    from search import preparation
+
+    request = preparation.Request(
+        workload=given.name,
+        values=dict(map(configuration.parse_assignment, given.set)),
+        workers=given.workers,
+        cpus_per_worker=given.cpus_per_worker,
+    )
+    prepared = preparation.run(request, sys.stderr)
+    for warning in prepared.manifest.get("warnings", ()):
+        print(f"note: {warning}", file=sys.stderr)
+    print("\n".join(preparation.facts(prepared)))
+
+
 def token(given: argparse.Namespace) -> None:
     """Make the token that keeps others out of a cluster, where there is none, and print the path of its file."""
     from search import ray_token
@@ -67,6 +87,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m search", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_predict(commands)
+    _add_prepare(commands)
     commands.add_parser("token", help=token.__doc__, description=token.__doc__).set_defaults(run=token)
     _add_studies(commands)
     return parser.parse_args(arguments)
@@ -109,6 +130,17 @@ def _add_predict(commands: Any) -> None:
     command.add_argument("--workers", type=_count, default=1, metavar="N", help="predict in N shares (default: 1)")
     command.add_argument("--cpus-per-worker", type=_amount, default=1.0, metavar="N", help="CPUs of each (default: 1)")
     command.add_argument("--gpus-per-worker", type=_amount, default=0.0, metavar="N", help="GPUs of each (default: 0)")
+
+
+def _add_prepare(commands: Any) -> None:
+    text = (prepare.__doc__ or "").partition("\n")[0]
+    command = commands.add_parser("prepare", help=text, description=prepare.__doc__)
+    command.set_defaults(run=prepare)
+    command.add_argument("name", metavar="WORKLOAD", help="workload; `python -m workloads list` shows them")
+    text = "a value of its configuration; once or more. Folders named so are seen by all nodes"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+    command.add_argument("--workers", type=_count, default=1, metavar="N", help="pieces at once (default: 1)")
+    command.add_argument("--cpus-per-worker", type=_amount, default=1.0, metavar="N", help="CPUs of each (default: 1)")
 
 
 def _count(text: str) -> int:

@@ -11,38 +11,30 @@ from __future__ import annotations
 
 import filecmp
 import shutil
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TextIO
+from typing import TextIO
 
-from search import ray_session, workload
+from search import ray_session, tasks, workload
 from search.errors import BadInput, SearchError, disk_error, is_disk
 from search.progress import duration
 from search.ray_session import RaySession
-from search.resources import Room
+from search.tasks import Workers
 
 SHARES = ".shares"
-DEATHS = 2
-"""How often a share is begun again after its worker died."""
-LOOK_S = 0.5
-SAY_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(Workers):
     """What to predict, and by how many."""
 
     workload: str
     checkpoint: Path
     source: Path
     out: Path
-    workers: int
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
 
 
 def run(request: Request, stream: TextIO) -> list[Path]:
@@ -59,7 +51,7 @@ def run(request: Request, stream: TextIO) -> list[Path]:
     except ValueError as error:  # the workload's own word for what cannot be used
         raise BadInput(str(error)) from error
     room = ray_session.room()
-    check(request, room)
+    tasks.check(request, room)
     folder = request.out.absolute() / SHARES
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -91,21 +83,6 @@ def shares(files: Sequence[str], workers: int) -> list[list[str]]:
     """Return the files dealt out evenly, one part for each worker and none empty."""
     count = min(workers, len(files))
     return [list(files[number::count]) for number in range(count)]
-
-
-def check(request: Request, room: Room) -> None:
-    """Refuse workers that would wait for ever.
-
-    Raises:
-        BadInput: if they ask for more than there is and ever will be, with the arithmetic.
-    """
-    cpus, gpus = request.workers * request.cpus_per_worker, request.workers * request.gpus_per_worker
-    if (cpus > room.cpus + 1e-9 or gpus > room.gpus + 1e-9) and not room.grows:
-        raise BadInput(
-            f"--workers: {request.workers} x ({request.cpus_per_worker:g} CPU, {request.gpus_per_worker:g} GPU) = "
-            f"{cpus:g} CPU, {gpus:g} GPU, but {room.where} has {room.cpus:g} CPU, {room.gpus:g} GPU; "
-            "lower --workers or what each gets"
-        )
 
 
 def gather(folders: Sequence[Path], out: Path, *, merges: bool) -> list[Path]:
@@ -155,50 +132,23 @@ def _merged(module: ModuleType, request: Request) -> list[Path]:
 def _predict(
     request: Request, checkpoint: Path, parts: Sequence[Sequence[str]], folder: Path, stream: TextIO
 ) -> list[Path]:
-    """Let Ray do every share; return the folders that they wrote to, in order of share."""
-    import ray
+    """Let Ray do every share; return the folders that they wrote to, in order of share.
 
-    job = ray.remote(_share).options(
-        num_cpus=request.cpus_per_worker, num_gpus=request.gpus_per_worker, max_retries=DEATHS
-    )
-    source, line = request.source.absolute(), _Line(stream)
-    for number in range(len(parts)):
+    Where one fails, the folder of shares goes, without which none of those left begins.
+    """
+    source, calls = str(request.source.absolute()), []
+    for number, part in enumerate(parts):
         (folder / str(number)).mkdir()
-    jobs = {
-        job.remote(request.workload, str(checkpoint), str(source), list(part), str(folder / str(number))): number
-        for number, part in enumerate(parts)
-    }
-    done: dict[int, Path] = {}
-    began = time.monotonic()
-    try:
-        while jobs:
-            ready, _ = ray.wait(list(jobs), num_returns=1, timeout=LOOK_S)
-            for one in ready:
-                done[jobs[one]] = _outcome(one, len(parts[jobs[one]]))
-                del jobs[one]
-            line.show(lambda: status(len(done), len(parts), folder, request, time.monotonic() - began), not jobs)
-    finally:
-        # What is left is not cancelled: Ray 2.60 aborts a driver whose task ends in that moment. The folder of shares
-        # goes, without which none begins, and with the driver its workers go.
-        line.end()
-    return [done[number] for number in sorted(done)]
-
-
-def _outcome(job: Any, count: int) -> Path:
-    import ray
-    from ray import exceptions
-
-    try:
-        return Path(ray.get(job))
-    except exceptions.RayTaskError as error:
-        if isinstance(error.cause, BadInput):
-            raise error.cause from None
-        raise SearchError(f"a share of {count} files failed:\n{error}") from error
-    except exceptions.RayError as error:
-        raise SearchError(
-            f"a share of {count} files lost its worker {DEATHS + 1} times, out of memory perhaps ({error}); "
-            "take fewer --workers"
-        ) from error
+        calls.append((request.workload, str(checkpoint), source, list(part), str(folder / str(number))))
+    found = tasks.run(
+        _share,
+        calls,
+        request,
+        title=lambda number: f"a share of {len(parts[number])} files",
+        status=lambda done, seconds: status(done, len(parts), folder, request, seconds),
+        stream=stream,
+    )
+    return [Path(place) for place in found]
 
 
 def _share(workload_name: str, checkpoint: str, source: str, files: list[str], folder: str) -> str:
@@ -221,27 +171,6 @@ def _share(workload_name: str, checkpoint: str, source: str, files: list[str], f
             raise disk_error(error, Path(folder).parent.parent) from error
         raise
     return str(outside)
-
-
-class _Line:
-    """One line that is written over where there is a terminal; elsewhere a line now and then."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._live, self._said = stream, stream.isatty(), time.monotonic()
-
-    def show(self, text: Callable[[], str], last: bool) -> None:
-        """Show what `text()` returns, if it is time for it."""
-        if self._live:
-            self._stream.write(f"\r\x1b[K{text()}")
-        elif last or time.monotonic() - self._said >= SAY_S:
-            self._said = time.monotonic()
-            self._stream.write(f"{text()}\n")
-        self._stream.flush()
-
-    def end(self) -> None:
-        """Leave the line."""
-        if self._live:
-            self._stream.write("\n")
 
 
 def _equal(paths: Sequence[Path]) -> bool:

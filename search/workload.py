@@ -26,6 +26,14 @@ and for prediction by several workers (`search.inference`)
     def merge(out_dir, source) -> list[Path]  called once at the end, when out_dir holds the predictions of all shares:
                                               write what is about all images, such as an archive, and return its paths;
                                               what `predict` writes of that kind for a share is thrown away
+
+and for preparation by several workers (`search.preparation`)
+
+    def pieces(config) -> list[str]           parts of the data that are not processed yet, each of which can be by
+                                              itself; empty: all are
+    def process(config, names) -> list[str]   process some of them, in any order and several processes at once; those
+                                              that are done are left alone, and what was done now is returned. It may be
+                                              killed at any moment and is called again; `prepare` follows the last
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -12,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import durable
@@ -193,16 +192,10 @@ def _explained(folder: Path) -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path, key: str) -> Iterator[None]:
     """Hold the key's lock among all processes of this machine; it goes when the process goes, however that ends."""
-    with _explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / f"{key}.lock").open("w")
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            # Some network file systems know no locks. Renaming is atomic, so two builders only waste time.
-            logger.warning("cache: %s cannot be locked (%s); building without", folder, error)
-        yield
+    with ExitStack() as held:
+        with _explained(folder):
+            held.enter_context(durable.locked(folder / f"{key}.lock"))
+        yield  # renaming is atomic: where there are no locks, two builders only waste time
 
 
 def _file_hash(path: Path, known: list[str] | None) -> list[str]:

@@ -30,6 +30,12 @@ and, for prediction by several workers (`python -m search predict`), if it wants
     def sources(source) -> list[Path]             the files of a folder that `predict` takes, in its order
     def merge(out_dir, source) -> list[Path]      write what is about all images, once their predictions are there
 
+and, for preparation by several workers (`python -m search prepare`), if its data take long to process
+
+    def pieces(config) -> list[str]               the parts of the data, such as tiles, that are not processed yet
+    def process(config, names) -> list[str]       process some of them, several processes at once; returns those that
+                                                  were not done before; `prepare` finds them done
+
 and, where its networks can be pruned, for `python -m workloads filters`
 
     def filters(checkpoint, out_dir,              look at a checkpoint's filters, and at those that values of `prune` in

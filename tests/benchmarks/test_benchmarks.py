@@ -21,6 +21,7 @@ from benchmarks import (
     kills,
     pruning,
     scaling,
+    tiles,
     trial_start,
 )
 from search.record import StudyPaths, TrialRecord
@@ -52,6 +53,7 @@ KEYS = {
     "int8": {"size_ratio", "dice_loss"},
     "evaluation": {"threshold_error", "auprc_error", "memory_growth_mib"},
     "loader": {"cached_over_decoding"},
+    "tiles": {"round_trip_errors", "preprocess_over_read", "peak_gib"},
 }
 NAMES = benchmarks.names()
 
@@ -262,3 +264,28 @@ def test_validating_two_thousand_strips_takes_bounded_memory() -> None:
     found = evaluation.measure(pixels=100_000)
     assert (found["images"], found["size"]) == (2000, "1600x256")
     assert found["memory_growth_mib"] * 2**20 <= 300e6
+
+
+@pytest.mark.row("E8")
+@pytest.mark.row("E21")
+def test_tiles_come_back_as_they_were_cut_and_those_that_do_not_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile, _ = tiles._tiles(tmp_path, 2)
+    assert tiles.round_trip_errors(tile, tmp_path / "whole") == (0, 4 * 7 * 2)
+    join = tiles.subtiles.join
+
+    def turned(pieces: Any) -> Any:
+        return join({(y, x): piece for (x, y), piece in pieces.items()})
+
+    monkeypatch.setattr(tiles.subtiles, "join", turned)
+    monkeypatch.setattr(tiles, "SIZES", (8, 16))
+    # All but what is in one piece, whichever way it went.
+    assert tiles.round_trip_errors(tile, tmp_path / "turned") == (7 * 2, 2 * 7 * 2)
+
+
+@pytest.mark.row("E42")
+def test_processing_a_tile_takes_bounded_memory_and_the_bars_are_told(tmp_path: Path) -> None:
+    found = tiles.measure(pixels=2, repetitions=1)
+    assert 0 < found["peak_gib"] < 2 and found["size"] == "32x32"
+    assert [row[2].rpartition("aim: ")[2] for row in tiles.figures(found)] == ["0", "at most 2 x", "at most 2 GiB"]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from search import __main__ as command
-from search import inference
+from search import inference, tasks
 from search.errors import BadInput, SearchError
 from search.inference import Request
 from search.resources import Room
@@ -223,12 +223,12 @@ def test_more_workers_than_there_can_ever_be_are_refused(workers: int, cpus: flo
         cpus_per_worker=cpus,
         gpus_per_worker=gpus,
     )
-    inference.check(request, Room(0.0, 0.0, "a cluster", grows=True))
+    tasks.check(request, Room(0.0, 0.0, "a cluster", grows=True))
     if fits:
-        inference.check(request, Room(4.0, 2.0, "this machine"))
+        tasks.check(request, Room(4.0, 2.0, "this machine"))
     else:
         with pytest.raises(BadInput, match=rf"--workers: {workers} x .* this machine has 4 CPU, 2 GPU; lower"):
-            inference.check(request, Room(4.0, 2.0, "this machine"))
+            tasks.check(request, Room(4.0, 2.0, "this machine"))
 
 
 def test_a_line_says_that_nothing_has_begun_and_how_far_it_is(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from segmentation.checkpoints import CheckpointError
 from segmentation.epoch import DataError
 from segmentation.pruning import PlanError, plan
 from tests.security.conftest import Within
+from workloads._esd import processed, reader, subtiles
 from workloads._spark import training_files
 from workloads._telescope import transfer
 
@@ -240,10 +242,37 @@ def test_json_of_another_form_names_its_file(tmp_path: Path, within: Within, tex
         (lambda path: checkpoints.read_meta(path.parent), CheckpointError),
         (splits.read, DataError),
         (plan.read, PlanError),
+        (_note_of_subtile, DataError),
     )
     for read, error in readers:
         with within(seconds=1, megabytes=200), pytest.raises(error, match=r"checkpoint\.json: "):
             read(path)
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+@pytest.mark.row("N2")
+def test_a_satellite_tile_is_named_as_its_files_are_and_nothing_is_read_elsewhere(
+    folder: Path, within: Within, case: str
+) -> None:
+    note = {"parent_tile_id": OUTSIDE[case].format(outside=folder.parent), "x_gt": 0, "y_gt": 0, "subtile_size": 16}
+    durable.write_json(folder / "Train" / subtiles.METADATA / "Tile1_0_0.json", note)
+    durable.write(folder / "Train" / subtiles.SUBTILES / "Tile1_0_0.npz", SECRET)
+    with within(seconds=1, megabytes=200), pytest.raises(DataError, match=r"Train/metadata/Tile1_0_0\.json: damaged"):
+        processed.tiles_in(folder)
+    durable.write_json(folder / "Train" / subtiles.METADATA / "Tile1_0_0.json", {**note, "parent_tile_id": "Tile1"})
+    assert processed.tiles_in(folder) == {"Tile1": "train"}
+
+
+@pytest.mark.parametrize("split", ["..", "{outside}", "", None, 3, ["Train"]])
+@pytest.mark.row("N2")
+def test_what_is_noted_of_a_done_tile_leads_to_no_other_folder(folder: Path, split: Any) -> None:
+    split = split.format(outside=folder.parent) if isinstance(split, str) else split
+    tile = reader.Tile("Tile1", folder, (), None)
+    target = processed.Target(folder, 16, "float16", folder)
+    durable.write_json(folder / processed.DONE / "Tile1.json", {"sha256": "", "split": split})
+    for kind, name in ((subtiles.SUBTILES, "Tile1_0_0.npz"), (subtiles.METADATA, "Tile1_0_0.json")):
+        durable.write(folder.parent / kind / name, SECRET)
+    assert processed._note(tile, target) is None
 
 
 def test_everything_is_loaded_by_what_runs_no_code() -> None:
@@ -271,6 +300,12 @@ def test_everything_is_loaded_by_what_runs_no_code() -> None:
         " exec(",
     )
     assert [line for line in lines if any(word in line for word in forbidden)] == []
+
+
+def _note_of_subtile(path: Path) -> Any:
+    (path.parent / subtiles.METADATA).mkdir(exist_ok=True)
+    shutil.copy(path, path.parent / subtiles.METADATA)
+    return subtiles.load_metadata(path.parent, path.stem)
 
 
 def _numpy(trap: Trap) -> bytes:

@@ -21,8 +21,12 @@ from PIL import Image
 from segmentation import images, limits, nifti
 from segmentation.epoch import DataError
 from segmentation.images import image_size, read_image, read_mask, read_rgb
+from segmentation.rasters import read_raster
 from tests.security.conftest import Within
 from workloads._acdc import reader as acdc
+from workloads._esd import reader as esd
+from workloads._esd import subtiles
+from workloads._esd.satellites import GT
 from workloads._pairs import dataset as pairs
 from workloads._severstal import annotations, predictions
 from workloads._spark import reader as spark
@@ -225,6 +229,30 @@ def steel_prediction(path: Path) -> Any:
     return given.read("a.jpg", (8, 8))
 
 
+def cells_of_tile(path: Path) -> Any:
+    return esd.read_labels(esd.Tile("a", path.parent, (), path))
+
+
+def arrays_of_subtile(path: Path) -> Any:
+    return subtiles.load_arrays(below(path, subtiles.SUBTILES), path.stem, [GT])
+
+
+def note_of_subtile(path: Path) -> Any:
+    return subtiles.load_metadata(below(path, subtiles.METADATA), path.stem)
+
+
+def below(path: Path, folder: str) -> Path:
+    """Move a file into a folder beside it; return what both lie in."""
+    (path.parent / folder).mkdir()
+    path.rename(path.parent / folder / path.name)
+    return path.parent
+
+
+def note(**changed: Any) -> bytes:
+    """Return what is noted of the subtile a_0_0, with some of it changed."""
+    return json.dumps({"parent_tile_id": "a", "x_gt": 0, "y_gt": 0, "subtile_size": 4, **changed}).encode()
+
+
 def saved(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
@@ -326,6 +354,29 @@ CASES: dict[str, tuple[str, Read, Callable[[], bytes]]] = {
     "prediction that is a PNG bomb": ("a.png", steel_prediction, lambda: png(16_000, 16_000)),
     "prediction that is NaN": ("a.tif", steel_prediction, lambda: picture(NAN, "TIFF")),
     "prediction in colours": ("a.png", steel_prediction, lambda: picture(COLOURS)),
+    "raster that goes in a circle": ("a.tif", read_raster, lambda: tiff(8, 8, pages=2, circle=True)),
+    "raster without a page": ("a.tif", read_raster, lambda: struct.pack("<2sHI", b"II", 42, 2**31)),
+    "raster that is NaN": ("a.tif", read_raster, lambda: picture(NAN, "TIFF")),
+    "raster that is a PNG": ("a.tif", read_raster, lambda: png(16_000, 16_000, data=b"x")),
+    "empty raster": ("a.tif", read_raster, lambda: b""),
+    "cells that are a TIFF bomb": ("a.tif", cells_of_tile, lambda: tiff(13_000, 13_000)),
+    "cells of another number": ("a.tif", cells_of_tile, lambda: picture(GREY, "TIFF")),
+    "cells of other classes": ("a.tif", cells_of_tile, lambda: picture(np.zeros((16, 16), np.uint8), "TIFF")),
+    "subtile that is a bomb of arrays": ("a.npz", arrays_of_subtile, lambda: npz(gt=npy_head((2**29,)) + bytes(2**28))),
+    "subtile larger than its archive": ("a.npz", arrays_of_subtile, lambda: npz(gt=npy_head((2**36,), "<f8"))),
+    "subtile of objects": ("a.npz", arrays_of_subtile, lambda: npz(gt=npy(np.array([{}], dtype=object)))),
+    "subtile packed unusually": ("a.npz", arrays_of_subtile, lambda: npz(zipfile.ZIP_LZMA, gt=npy(GREY))),
+    "subtile cut short": ("a.npz", arrays_of_subtile, lambda: npz(gt=npy(GREY))[:60]),
+    "subtile without its arrays": ("a.npz", arrays_of_subtile, lambda: npz(viirs=npy(GREY))),
+    "note without end": ("a_0_0.json", note_of_subtile, lambda: b"[" * 10_000_000),
+    "note that is no text": ("a_0_0.json", note_of_subtile, lambda: b"\xff\xfe" * 100),
+    "note that is a number": ("a_0_0.json", note_of_subtile, lambda: b"1"),
+    "note without a place": ("a_0_0.json", note_of_subtile, lambda: b'{"parent_tile_id": "a"}'),
+    "note of a subtile elsewhere": ("a_0_0.json", note_of_subtile, lambda: note(parent_tile_id="../a")),
+    "note of a long name": ("a_0_0.json", note_of_subtile, lambda: note(parent_tile_id="a" * 10**6)),
+    "note of a place beyond": ("a_9_0.json", note_of_subtile, lambda: note(x_gt=9)),
+    "note of no size": ("a_0_0.json", note_of_subtile, lambda: note(subtile_size=0)),
+    "note of a size that is not finite": ("a_0_0.json", note_of_subtile, lambda: note(subtile_size=float("inf"))),
     "volume bomb": ("a.nii.gz", nifti.read, lambda: zeros_after(volume((512, 512, 2000)), 2**29)),
     "volume bomb by scaling": ("a.nii.gz", nifti.read, lambda: zeros_after(volume((512, 512, 120), slope=2), 2**25)),
     "volume with a long tail": ("a.nii.gz", nifti.read, lambda: zeros_after(volume(), 2**29)),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from segmentation.samples import Sample, Samples
 from segmentation.splits import Splits
 from workloads._esd import generator, processed, reader, satellites, subtiles
 from workloads._esd.generator import Synthetic
-from workloads._esd.processed import Storage
+from workloads._esd.processed import Storage, Target
 from workloads._esd.reader import Tile
 from workloads._esd.satellites import CELLS, CLASSES, GT, Channel
 
@@ -150,19 +148,27 @@ class Raw:
         name = hashlib.sha256(str(self.folder.absolute()).encode()).hexdigest()[:12]
         return processed.place(cache_folder(data) / f"esd-{name}-{data.storage}", data.tile_size_gt)
 
+    def target(self, data: Data) -> Target:
+        """Return where its subtiles go, and what they are like."""
+        return Target(self.subtiles_folder(data), data.tile_size_gt, data.storage, cache_folder(data))
+
+    def left(self, data: Data) -> list[str]:
+        """Return the tiles that are not done yet."""
+        target, owner = self.target(data), self.owner(data)
+        return [tile.name for tile in self.tiles if not processed.is_done(tile, owner[tile.name], target)]
+
     def process(self, data: Data, names: Sequence[str]) -> list[str]:
         """Write the subtiles of these tiles that are not there yet; return the tiles processed now."""
-        folder, owner = self.subtiles_folder(data), self.owner(data)
         chosen = [tile for tile in self.tiles if tile.name in names]
-        return processed.ensure(chosen, owner, folder, data.tile_size_gt, data.storage)
+        return processed.ensure(chosen, self.owner(data), self.target(data))
 
     def decode(self, data: Data) -> Iterator[Sample]:
         """Yield each subtile, tile by tile; they are processed first where they are not yet."""
-        folder, owner = self.subtiles_folder(data), self.owner(data)
-        with _one_at_a_time(folder):
-            for tile in self.tiles:  # one by one, so that only one is in memory
-                processed.ensure([tile], owner, folder, data.tile_size_gt, data.storage)
-                yield from _decode(data, folder / processed.FOLDERS[owner[tile.name]], tile.name)
+        target, owner = self.target(data), self.owner(data)
+        for tile in self.tiles:
+            split = owner[tile.name]
+            with processed.held(tile, split, target):  # another split would move its files
+                yield from _decode(data, target.folder / processed.FOLDERS[split], tile.name)
 
     def deal(self, data: Data, samples: Samples) -> Splits:
         """Return who has which subtile."""
@@ -203,8 +209,10 @@ class Processed:
 def find(data: Data) -> Raw | Processed:
     """Return the tiles on disk; raises DataError naming what cannot be used."""
     folder = root(data)
+    # What lies beside the raw tiles that it is made of may not be whole yet.
+    made = processed.place(Path(data.processed).expanduser(), data.tile_size_gt).resolve() if data.processed else None
     for place in (folder, processed.place(folder, data.tile_size_gt)):
-        if processed.is_processed(place):
+        if processed.is_processed(place) and not (place.resolve() == made and reader.has_tiles(folder)):
             return Processed(place, processed.tiles_in(place))
     return Raw(folder, tuple(reader.find(folder)))
 
@@ -275,9 +283,9 @@ def cells_of_class(samples: Samples, indices: Sequence[int]) -> np.ndarray[Any, 
 
 
 def pieces(data: Data) -> list[str]:
-    """Return the tiles that can be processed each by itself; none where they are processed already."""
+    """Return the raw tiles that are not processed yet, each of which can be by itself."""
     source = find(data)
-    return source.names() if isinstance(source, Raw) else []
+    return source.left(data) if isinstance(source, Raw) else []
 
 
 def process(data: Data, names: Sequence[str]) -> list[str]:
@@ -324,9 +332,9 @@ def _decode(data: Data, folder: Path, tile: str) -> Iterator[Sample]:
                 f"data.tile_size_gt={note['subtile_size']}, or name the folder of another size"
             )
         arrays = subtiles.load_arrays(folder, stem, [*satellites.BANDS, GT])
+        if problem := _oddity(arrays, data.tile_size_gt):
+            raise DataError(f"{folder / subtiles.SUBTILES / stem}.npz: {problem}; remove it and process the tile again")
         labels = arrays[GT][0, 0]
-        if not np.isin(labels, (1, 2, 3, 4)).all():
-            raise DataError(f"{folder / subtiles.SUBTILES / stem}.npz: gt holds other classes than 1, 2, 3 and 4")
         mask = (labels - 1).astype(np.uint8)  # 1 to 4 in files, 0 to 3 here
         image = image_of(data, arrays)
         noted = {
@@ -338,6 +346,21 @@ def _decode(data: Data, folder: Path, tile: str) -> Iterator[Sample]:
             "stratum": _stratum(labels),
         }
         yield Sample(stem, tile, image, mask, noted, cell=image.shape[1] // len(mask))
+
+
+def _oddity(arrays: Mapping[str, np.ndarray[Any, Any]], size: int) -> str:
+    """Return what is wrong with the arrays of a subtile of so many cells; "": nothing."""
+    side = arrays[satellites.VIIRS.name].shape[-1:]
+    for name, bands in satellites.BANDS.items():
+        array = arrays[name]
+        if array.ndim != 4 or array.shape[1:] != (len(bands), *side, *side) or not array.size or side[0] % size:
+            wanted = f"(dates, {len(bands)}, H, H), H that of viirs and a multiple of {size}"
+            return f"{name} is {array.shape}; expected {wanted}"
+        if array.dtype.kind not in "uif" or not np.isfinite(array).all():
+            return f"{name} holds other values than finite numbers"
+    if arrays[GT].shape != (1, 1, size, size):
+        return f"gt is {arrays[GT].shape}; expected {(1, 1, size, size)}"
+    return "" if np.isin(arrays[GT], (1, 2, 3, 4)).all() else "gt holds other classes than 1, 2, 3 and 4"
 
 
 def _stratum(labels: np.ndarray[Any, Any]) -> str:
@@ -366,21 +389,6 @@ def _key(data: Data, source: Raw | Processed) -> str:
 
 def _content_hash(data: Data, source: Raw | Processed, extra: str = "") -> str:
     return cache.content_hash(source.files(), extra=extra, folder=cache_folder(data))
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold a processed folder among the processes of this machine: another split would move its files."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("w")
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({error.strerror or error}); name another data.processed"
-        ) from error
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _natural(name: str) -> tuple[str, int]:

@@ -61,14 +61,15 @@ def folders(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; it should hold tiles, such as Tile1/{GROUND_TRUTH}")
-    if is_tile(root):
-        return [root]
-    for place in (root, root / RAW):
-        found = [folder for folder in place.iterdir() if is_tile(folder)] if place.is_dir() else []
-        if found:
-            return sorted(found, key=_natural)
+    if found := _tiles_in(root):
+        return found
     example = SATELLITES[2].file("20200816", "01")
     raise DataError(f"{root}: holds no tile; expected folders such as Tile1/ or {RAW}/Tile1/ with {example} in them")
+
+
+def has_tiles(root: Path) -> bool:
+    """Return whether a folder holds raw tiles where `folders` looks for them."""
+    return bool(_tiles_in(root))
 
 
 def is_tile(folder: Path) -> bool:
@@ -143,6 +144,16 @@ def read_labels(tile: Tile) -> Array:
         odd = sorted(set(np.unique(raster).tolist()) - {1, 2, 3, 4})
         raise DataError(f"{tile.labels}: holds {', '.join(map(str, odd[:5]))}; expected the classes 1, 2, 3 and 4")
     return np.asarray(raster[0], dtype=np.uint8)
+
+
+def _tiles_in(root: Path) -> list[Path]:
+    if is_tile(root):
+        return [root]
+    for place in (root, root / RAW):
+        found = [folder for folder in place.iterdir() if is_tile(folder)] if place.is_dir() else []
+        if found:
+            return sorted(found, key=_natural)
+    return []
 
 
 def _source(folder: Path, satellite: Satellite, names: Sequence[str]) -> Source:

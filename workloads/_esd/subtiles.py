@@ -9,7 +9,7 @@ a tile of 16 x 16 cells into 16 subtiles. All pieces are found by their place, n
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from workloads._esd.satellites import CELLS
 
 Array = np.ndarray[Any, Any]
 SUBTILES, METADATA = "subtiles", "metadata"
+SIZES = tuple(size for size in range(1, CELLS + 1) if CELLS % size == 0)
+"""Cells along a subtile's side that divide a tile's."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def file_stem(tile: str, x: int, y: int) -> str:
 
 def check_size(size: int) -> None:
     """Raise ValueError for a size that does not divide a tile's cells."""
-    if size < 1 or CELLS % size:
+    if size not in SIZES:
         raise ValueError(f"tile_size_gt: got {size}; expected 1, 2, 4, 8 or 16 cells, which divide {CELLS}")
 
 
@@ -140,12 +142,9 @@ def save(subtiles: Iterable[Subtile], folder: Path) -> None:
         satellites = {name: asdict(each) for name, each in subtile.tile.satellites.items()}
         content = {**head, "subtile_size": subtile.subtile_size, "satellites": satellites}
         durable.write_json(folder / METADATA / f"{subtile.name}.json", content)
-        target = folder / SUBTILES / f"{subtile.name}.npz"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        begun = target.with_name(f".{target.name}.tmp")
-        with begun.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **subtile.arrays)
-        begun.replace(target)
+        stream = io.BytesIO()
+        np.savez(stream, allow_pickle=False, **subtile.arrays)
+        durable.write(folder / SUBTILES / f"{subtile.name}.npz", stream.getvalue())
 
 
 def load_arrays(folder: Path, stem: str, names: Iterable[str]) -> dict[str, Array]:
@@ -162,15 +161,25 @@ def load_arrays(folder: Path, stem: str, names: Iterable[str]) -> dict[str, Arra
 
 
 def load_metadata(folder: Path, stem: str) -> dict[str, Any]:
-    """Return what is noted of a subtile; raises DataError naming the file that is missing or damaged."""
+    """Return what is noted of a subtile.
+
+    Raises:
+        DataError: naming the file that is missing or damaged, or tells of another subtile than its name does.
+    """
     path = folder / METADATA / f"{stem}.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {**content, "x_gt": int(content["x_gt"]), "y_gt": int(content["y_gt"])}
+        content = durable.read_json(path)
+        tile, x, y = content["parent_tile_id"], content["x_gt"], content["y_gt"]
+        if not isinstance(tile, str) or file_stem(tile, x, y) != stem:
+            raise ValueError(f"it tells of {file_stem(tile, x, y)}"[:200])
+        if (size := content["subtile_size"]) not in SIZES or not {x, y} <= set(range(CELLS // size)):
+            raise ValueError(f"there is no subtile of {size} cells at {x}, {y}"[:200])
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; process the tile again") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); remove it and process the tile again") from error
+        problem = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path}: damaged ({problem}); remove it and process the tile again") from error
+    return content
 
 
 def stems(folder: Path) -> Iterator[str]:
