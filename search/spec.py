@@ -171,6 +171,8 @@ class Tracking:
     """Weights & Biases mode."""
     project: str | None = None
     """Project or experiment name; null: the study's name."""
+    entity: str | None = None
+    """Weights & Biases team or user that the project belongs to; null: the account's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,7 +140,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         CheckpointError: if there is none, or it is damaged.
     """
     path = _verified(folder, STATE_FILE)
-    state = _torch_file(path)
+    state = torch_file(path)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}; expected a state to go on from")
     return state
@@ -182,7 +182,7 @@ def torch_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, damaged, holds more than tensors and plain data, or lacks the key.
     """
-    content = _torch_file(path)
+    content = torch_file(path)
     if key is not None and not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}; expected a mapping with the key {key!r}")
     if key is not None and key not in content:
@@ -191,7 +191,7 @@ def torch_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     return weights
 
 
-def _torch_file(path: Path) -> Any:
+def torch_file(path: Path) -> Any:
     """Return what a .pt file holds; nothing in it is run, and it takes no more memory than its own size."""
     try:
         if zipfile.is_zipfile(path):

@@ -50,11 +50,16 @@ class Single:
         """Add the loss's gradients; `last` ends a batch that was worked on in parts."""
         torch.autograd.backward(self.scaler.scale(loss))
 
+    def clip(self, *, scaled: bool = True) -> None:
+        """Clip the gradients, if they are to be; `scaled`: they still are as the scaler made them."""
+        if self.clip_norm:
+            if scaled:
+                self.scaler.unscale_(self.optimizer)
+            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+
     def step(self) -> None:
         """Move the weights and forget the gradients."""
-        if self.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.forget()
@@ -209,10 +214,12 @@ def build(
     zero_stage: int = 1,
     batch_size: int = 1,
     retry: bool = False,
+    outside: bool = False,
 ) -> Single:
     """Return the strategy: `auto` is ddp where several processes are up; one process is single by every name.
 
     retry: the ranks shall be able to try a batch again, one for all (not by deepspeed nor fsdp).
+    outside: another library makes the steps and averages gradients; each process is then single, and knows its rank.
 
     Raises:
         StrategyError: if the strategy does not fit the number of processes, or needs what is not installed.
@@ -222,7 +229,7 @@ def build(
     if chosen == "single" and world > 1:
         raise StrategyError(f"strategy: got single, but {world} processes train together; write ddp or auto")
     check(chosen)
-    if world == 1:
+    if world == 1 or outside:
         return Single(model, optimizer, scaler, clip_norm)
     # Late, because these take time to import, and DeepSpeed is an optional part.
     if chosen == "deepspeed":

@@ -186,6 +186,16 @@ class Progress:
     """What the memory was found to hold, where that is less than the configured one; 0: not looked for."""
 
 
+@dataclass(frozen=True)
+class Outside:
+    """Another library that makes the steps of a run, averages gradients over processes and clips them."""
+
+    device: torch.device
+    """Where it has moved the network."""
+    scaler: torch.amp.GradScaler
+    """What it scales losses by; one that is not enabled: they stay as they are."""
+
+
 @dataclass
 class Loop:
     """Everything that one run holds."""
@@ -248,11 +258,11 @@ def fit(
             micro_batch to go on with.
     """
     with settings(config):
-        loop = _start(config, model, loss, steps_per_epoch, resume)
+        loop = start(config, model, loss, steps_per_epoch, resume)
         try:
             yield from _epochs(loop, train_batches, validate, meta, draw, watch)
         finally:
-            _release(loop)
+            release(loop)
 
 
 def steps_at(config: TrainingConfig, parts: Parts, rates: Iterable[float]) -> Generator[float]:
@@ -262,7 +272,7 @@ def steps_at(config: TrainingConfig, parts: Parts, rates: Iterable[float]) -> Ge
     """
     config = replace(config, lr_schedule="none", ema_decay=0.0)
     with settings(config):
-        loop = _start(config, parts.model, parts.loss, 0)
+        loop = start(config, parts.model, parts.loss, 0)
         try:
             seed_everything(config.seed, 1, loop.strategy.rank)
             loop.model.train()
@@ -271,7 +281,7 @@ def steps_at(config: TrainingConfig, parts: Parts, rates: Iterable[float]) -> Ge
                 loop.strategy.set_lr(rate)
                 yield float(_step(loop, _on(loop.device, image), _on(loop.device, mask), len(index), clock))
         finally:
-            _release(loop)
+            release(loop)
 
 
 def _endless(train_batches: Callable[[int], Iterable[Batch]]) -> Iterator[Batch]:
@@ -294,38 +304,70 @@ def _epochs(
 ) -> Iterator[Epoch]:
     progress = loop.progress
     while not stop_reason(loop.config, progress):
-        progress.epoch += 1
-        seed_everything(loop.config.seed, progress.epoch, loop.strategy.rank)
-        loop.strategy.free_network()
-        _freeze(loop)
+        begin_epoch(loop)
         clock = Clock(loop.device, on=loop.config.profile)
-        _forget_peak(loop)
         trained = _train_pass(loop, train_batches(progress.epoch), clock)
-        lr = float(loop.strategy.optimizer.param_groups[0]["lr"])
         validated = is_validated(loop.config, progress.epoch)
-        rewound = progress.epoch <= loop.config.rewind_epoch
-        if validated or watch is not None or rewound:
-            loop.best_model = loop.strategy.network() if loop.average is None else loop.average
-        if rewound:
-            weights = checkpoints.plain_weights(loop.best_model)
-            loop.rewind = {name: tensor.clone() for name, tensor in weights.items()}
+        if validated or watch is not None or progress.epoch <= loop.config.rewind_epoch:
+            choose_network(loop)
         scores = _validate(loop, validate) if validated else {}
-        metrics = {**trained, **scores, "lr": lr, **_peak(loop)}
-        metrics |= clock.percentages()
+        metrics = {**trained, **scores, **measured(loop), **clock.percentages()}
         if loop.config.on_oom == "accumulate":
             metrics["micro_batch"] = float(loop.micro_batch)
-        if validated:
-            note(loop.config, progress, metrics)
-        progress.history.append(metrics)
-        reason = stop_reason(loop.config, progress)
-        save = _saver(loop, {**meta, "metrics": metrics, "stop_reason": reason, **_batch_record(loop)})
-        epoch = Epoch(progress.epoch, metrics, save, _drawer(loop, draw))
+        end_epoch(loop, metrics, validated=validated)
+        epoch = ended_epoch(loop, metrics, meta, draw)
         if watch is not None:
             watch(epoch)
         if validated:
             yield epoch
-        if reason:
+        if reason := stop_reason(loop.config, progress):
             logger.info("stopped after epoch %d: %s", progress.epoch, reason)
+
+
+def begin_epoch(loop: Loop) -> None:
+    """Make ready for the next epoch's steps."""
+    loop.progress.epoch += 1
+    seed_everything(loop.config.seed, loop.progress.epoch, loop.strategy.rank)
+    loop.strategy.free_network()
+    _freeze(loop)
+    _forget_peak(loop)
+    loop.model.train()
+
+
+def choose_network(loop: Loop) -> None:
+    """Take note of the network to validate and to save, and of its weights where they are to be kept."""
+    loop.best_model = loop.strategy.network() if loop.average is None else loop.average
+    if loop.progress.epoch <= loop.config.rewind_epoch:
+        weights = checkpoints.plain_weights(loop.best_model)
+        loop.rewind = {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def measured(loop: Loop) -> dict[str, float]:
+    """Return what an epoch reports besides losses and scores; every rank has to ask."""
+    return {"lr": float(loop.strategy.optimizer.param_groups[0]["lr"]), **_peak(loop)}
+
+
+def end_epoch(loop: Loop, metrics: dict[str, float], *, validated: bool) -> None:
+    """Count what an epoch's metrics mean, and remember them; raises as `note`."""
+    if validated:
+        note(loop.config, loop.progress, metrics)
+    loop.progress.history.append(metrics)
+
+
+def ended_epoch(
+    loop: Loop,
+    metrics: Mapping[str, float],
+    meta: Mapping[str, Any],
+    draw: Callable[[nn.Module, Path], None] | None = None,
+) -> Epoch:
+    """Return the epoch that has just ended."""
+    return Epoch(loop.progress.epoch, metrics, _saver(loop, record(loop, metrics, meta)), _drawer(loop, draw))
+
+
+def record(loop: Loop, metrics: Mapping[str, float], meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says of the epoch that has just ended."""
+    reason, epoch = stop_reason(loop.config, loop.progress), loop.progress.epoch
+    return {**meta, "metrics": metrics, "stop_reason": reason, **_batch_record(loop), "epoch": epoch}
 
 
 def reported(config: TrainingConfig) -> dict[str, str]:
@@ -508,24 +550,29 @@ def stop_reason(config: TrainingConfig, progress: Progress) -> str:
     return f"finished: {progress.epoch} epochs" if progress.epoch >= config.epochs else ""
 
 
-def _start(
+def start(
     config: TrainingConfig,
     model: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
     steps_per_epoch: int,
     resume: Path | None = None,
+    outside: Outside | None = None,
 ) -> Loop:
+    """Return a run before its next epoch; see `fit`, which says what the arguments are and what is raised.
+
+    outside: what makes the steps instead.
+    """
     _check_start(config, model, steps_per_epoch)
-    device = resolve_device(config.device)
+    device = resolve_device(config.device) if outside is None else outside.device
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
     dtype = resolve_precision(config.precision, device)
     _check_strategy(config)
-    model.to(device=device, memory_format=_layout(config, model))  # type: ignore[call-overload]
+    model.to(device=device, memory_format=layout(config, model))  # type: ignore[call-overload]
     average = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
     # Before the strategy is made, which may cut the weights into parts.
     state = None if resume is None else _weights_and_state(resume, model, average)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16) if outside is None else outside.scaler
     if config.sync_batchnorm and ranks.place()[1] > 1:
         model = _with_sync_batchnorm(model, device)
     if config.checkpointing:
@@ -539,6 +586,7 @@ def _start(
         zero_stage=config.zero_stage,
         batch_size=config.batch_size,
         retry=config.on_oom == "accumulate" and not config.sync_batchnorm,
+        outside=outside is not None,
     )
     if config.compile:
         _compile(config, model)
@@ -551,7 +599,7 @@ def _start(
     return loop
 
 
-def _layout(config: TrainingConfig, model: nn.Module) -> torch.memory_format:
+def layout(config: TrainingConfig, model: nn.Module) -> torch.memory_format:
     """Return how weights lie in memory; those of volumes' networks stay as they are, PyTorch's name is for images."""
     images = all(parameter.dim() <= 4 for parameter in model.parameters())
     return torch.channels_last if config.channels_last and images else torch.preserve_format
@@ -619,39 +667,69 @@ def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> dict[str, float]:
-    """Run one epoch of steps; return the loss's mean over images, its deviation over batches, and what is clipped.
-
-    That is the gradient's mean norm over steps, before they were clipped; those that fp16 skipped are left out.
-    """
-    loop.model.train()
-    every = 1 if loop.device.type == "cpu" else STEPS_BETWEEN_CHECKS_ON_GPU
-    losses: list[Tensor] = []
-    norms: list[Tensor | float] = []
-    sizes: list[int] = []
+    """Run one epoch of steps; return what they came to."""
+    steps = Steps(loop)
     for image, mask, index in clock.waiting(batches, "data"):
-        _set_lr(loop, len(sizes))
+        set_lr(loop, len(steps.sizes))
         with clock("data"):
             image, mask = _on(loop.device, image), _on(loop.device, mask)
-        losses.append(_step(loop, image, mask, len(index), clock))
-        sizes.append(len(index))
-        if loop.strategy.grad_norm is not None:
-            norms.append(loop.strategy.grad_norm)
-        if len(sizes) % every == 0:
+        steps.add(_step(loop, image, mask, len(index), clock), len(index))
+        if steps.due():
             with clock("sync"):
-                _check_finite(loop, losses[-every:], len(sizes))
-    if not sizes:
-        raise ValueError(NO_BATCH.format(loop.progress.epoch))
+                steps.check()
     with clock("sync"):
-        _check_finite(loop, losses[-(len(sizes) % every or every) :], len(sizes))
-        values, weights = torch.stack(losses).double().cpu(), torch.tensor(sizes, dtype=torch.float64)
+        return steps.scores()
+
+
+class Steps:
+    """What the steps of one epoch come to."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor | float] = []
+        self.sizes: list[int] = []
+        self.checked = 0
+
+    def add(self, loss: Tensor, count: int) -> None:
+        """Take note of a step that was made: the mean loss of its images, and how many there were."""
+        self.losses.append(loss)
+        self.sizes.append(count)
+        if self.loop.strategy.grad_norm is not None:
+            self.norms.append(self.loop.strategy.grad_norm)
+
+    def due(self) -> bool:
+        """Return whether it is time to look at the losses."""
+        every = 1 if self.loop.device.type == "cpu" else STEPS_BETWEEN_CHECKS_ON_GPU
+        return len(self.sizes) % every == 0
+
+    def check(self) -> None:
+        """Raise NonFiniteError, on every rank at once, if a loss that has not been looked at is no number."""
+        if new := self.losses[self.checked :]:
+            _check_finite(self.loop, new, len(self.sizes))
+            self.checked = len(self.losses)
+
+    def scores(self) -> dict[str, float]:
+        """Return the loss's mean over images, its deviation over batches, and what is clipped.
+
+        That is the gradient's mean norm over steps, before they were clipped; those that fp16 skipped are left out.
+
+        Raises:
+            ValueError: if there was no step.
+            NonFiniteError: as `check`.
+        """
+        if not self.sizes:
+            raise ValueError(NO_BATCH.format(self.loop.progress.epoch))
+        self.check()
+        values, weights = torch.stack(self.losses).double().cpu(), torch.tensor(self.sizes, dtype=torch.float64)
         # All ranks take the same steps: what they share is the sum, and the number of images, of each of them.
-        added, images = ranks.total(torch.stack([values * weights, weights]).to(loop.device)).cpu()
-    found = {
-        "train_loss": float(added.sum() / images.sum()),
-        "train_loss_std": float((added / images).std(correction=0)),
-    }
-    steady = [norm for norm in map(float, norms) if math.isfinite(norm)]
-    return {**found, "grad_norm": sum(steady) / len(steady)} if steady else found
+        added, images = ranks.total(torch.stack([values * weights, weights]).to(self.loop.device)).cpu()
+        found = {
+            "train_loss": float(added.sum() / images.sum()),
+            "train_loss_std": float((added / images).std(correction=0)),
+        }
+        steady = [norm for norm in map(float, self.norms) if math.isfinite(norm)]
+        return {**found, "grad_norm": sum(steady) / len(steady)} if steady else found
 
 
 def _step(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: Clock) -> Tensor:
@@ -662,9 +740,14 @@ def _step(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: Clock) -> 
     value = (_add_gradients if loop.config.on_oom == "fail" else _fit_gradients)(loop, image, mask, count, clock)
     with clock("step"):
         loop.strategy.step()
-        loop.progress.step += 1
-        _average(loop)
+        count_step(loop)
     return value
+
+
+def count_step(loop: Loop) -> None:
+    """Count a step that was made, and let the running average follow."""
+    loop.progress.step += 1
+    _average(loop)
 
 
 def _add_gradients(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: Clock) -> Tensor:
@@ -672,7 +755,7 @@ def _add_gradients(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: C
     made, size = loop.strategy, loop.micro_batch
     parts = list(zip(torch.split(image, size), torch.split(mask, size), strict=True))
     with clock("sync"):
-        everywhere = ranks.total(torch.tensor(float(count), device=loop.device)) if made.world > 1 else float(count)
+        everywhere = images_everywhere(loop, count)
         missing = int(ranks.largest(len(parts), loop.device)) - len(parts) if _uneven(loop) else 0
     value = torch.zeros((), device=loop.device)
     # A part more than there is counts for nothing: it keeps the others company.
@@ -689,6 +772,11 @@ def _add_gradients(loop: Loop, image: Tensor, mask: Tensor, count: int, clock: C
             made.backward(loss * (images * made.world / everywhere), last=last)
         value = value + loss.detach() * (images / max(count, 1))
     return value
+
+
+def images_everywhere(loop: Loop, count: int) -> Tensor | float:
+    """Return how many images all ranks have in a step in which this one has so many."""
+    return ranks.total(torch.tensor(float(count), device=loop.device)) if loop.strategy.world > 1 else float(count)
 
 
 def _uneven(loop: Loop) -> bool:
@@ -739,8 +827,8 @@ def _on(device: torch.device, tensor: Tensor) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _set_lr(loop: Loop, step: int) -> None:
-    """Set the learning rate of a step of the epoch that runs."""
+def set_lr(loop: Loop, step: int) -> None:
+    """Set the learning rate of a step, counted from 0, of the epoch that runs."""
     if step and not loop.steps_per_epoch:
         return
     share = min(step / loop.steps_per_epoch, 1.0) if loop.steps_per_epoch else 0.0
@@ -780,9 +868,14 @@ def _validate(loop: Loop, validate: Callable[[nn.Module], Mapping[str, float]]) 
     loop.strategy.agree(model)
     with torch.inference_mode(), autocast(loop.device, loop.dtype):
         metrics = validate(model)
-    if not math.isfinite(metrics.get("val_loss", 0.0)):
-        raise NonFiniteError(f"epoch {loop.progress.epoch}: val_loss is {metrics['val_loss']}")
+    refuse_non_finite(loop, metrics)
     return metrics
+
+
+def refuse_non_finite(loop: Loop, scores: Mapping[str, float]) -> None:
+    """Raise NonFiniteError if the loss of a validation is no number."""
+    if not math.isfinite(scores.get("val_loss", 0.0)):
+        raise NonFiniteError(f"epoch {loop.progress.epoch}: val_loss is {scores['val_loss']}")
 
 
 def _saver(loop: Loop, meta: Mapping[str, Any]) -> Callable[[Path], None]:
@@ -793,8 +886,7 @@ def _saver(loop: Loop, meta: Mapping[str, Any]) -> Callable[[Path], None]:
             raise RuntimeError(f"epoch {epoch} is over; save it before the next is pulled and the run is closed")
         state = _state(loop)
         if loop.strategy.rank == 0:
-            meta_now = {**meta, "epoch": epoch}
-            checkpoints.save(folder, model=loop.best_model, meta=meta_now, state=state, rewind=loop.rewind)
+            checkpoints.save(folder, model=loop.best_model, meta=meta, state=state, rewind=loop.rewind)
 
     return save
 
@@ -893,7 +985,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _release(loop: Loop) -> None:
+def release(loop: Loop) -> None:
     """Free what a run holds on its device, for the next one in the process."""
     loop.closed = True
     loop.strategy.release()

@@ -90,8 +90,9 @@ def evaluation_batches(
     batch_size: int,
     device: torch.device,
     loader_workers: int = 0,
+    place: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Yield some samples in their order, as they are."""
+    """Yield some samples in their order, as they are; `place` as in `loading.batches`."""
     return batches(
         samples,
         indices,
@@ -102,6 +103,7 @@ def evaluation_batches(
         epoch=0,
         loader_workers=loader_workers,
         device=device,
+        place=place,
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,8 @@ WORKLOAD = "esd"
 SHOWN = 4
 SWEEP_NAMES = original.SWEEP_NAMES
 sweep_value = original.sweep_value
+LIGHTNING = {"pytorch_lightning": "pytorch-lightning", "greenlet": "greenlet"}
+"""The packages of the extra `lightning`, by what is imported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +113,17 @@ class Config(TrainingConfig):
     """A random forest on the network's features, which evaluate scores beside it."""
     first_class: Literal[0, 1] = 1
     """What class 0 is in the rasters of predictions: 0, or 1 as in the contest's files."""
+    trainer: Literal["loop", "lightning"] = "loop"
+    """What makes the steps: this project's loop, or the Trainer of PyTorch Lightning (the extra lightning). Both give
+    the same numbers and the same checkpoints, of which each can go on from the other's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         training.check_least(self, 1, "evaluation_batch")
         training.check_least(self, 0, "loader_workers")
         _model.check_class_weights(self.loss.class_weights, len(CLASSES))
+        if self.trainer == "lightning":
+            _check_lightning(self)
         try:
             coarse.check(self.network, self.data.tile_size_gt)
         except ValueError as error:
@@ -149,10 +157,11 @@ def prepare(config: Config) -> dict[str, Any]:
 
     Raises:
         DataError: naming the tile and the file that cannot be used, or weights that cannot be had.
-        ValueError: for a network that is made for cells of another size, or a strategy that is not installed.
+        ValueError: for a network made for cells of another size, or a strategy or trainer that is not installed.
     """
     strategy.check(config.strategy)
     forest.require(config.forest)
+    _require(config)
     samples, _ = dataset.load_once(config.data)
     build_network(config, samples)
     return dataset.manifest(config.data)
@@ -177,15 +186,22 @@ def train(config: Config, resume: Path | None = None) -> Iterator[Epoch]:
     """
     samples, made = dataset.load_once(config.data)
     normaliser = normalisation.build(config.normalise, samples, made.train)
-    for epoch in training.fit(
-        config,
-        **vars(_parts(config, samples, made, normaliser)),
-        validate=functools.partial(_validated, config, samples, made, normaliser),
-        draw=functools.partial(_draw_strips, config, samples, made.validation, normaliser),
-        meta=_meta(config, samples, normaliser),
-        resume=resume,
-        steps_per_epoch=_model.steps_per_epoch(config, made),
-    ):
+    shared: dict[str, Any] = {
+        "draw": functools.partial(_draw_strips, config, samples, made.validation, normaliser),
+        "meta": meta(config, samples, normaliser),
+        "resume": resume,
+    }
+    if config.trainer == "lightning":
+        epochs = _fit_by_lightning(config, shared)
+    else:
+        epochs = training.fit(
+            config,
+            **vars(_parts(config, samples, made, normaliser)),
+            validate=functools.partial(_validated, config, samples, made, normaliser),
+            steps_per_epoch=_model.steps_per_epoch(config, made),
+            **shared,
+        )
+    for epoch in epochs:
         yield _model.with_splits(epoch, made)
 
 
@@ -289,7 +305,7 @@ def load(checkpoint: Path, changes: Mapping[str, Any] | None = None) -> tuple[Co
         CheckpointError: if a file is missing or damaged.
         DataError: if it is another workload's.
     """
-    return _model.restore(checkpoint, WORKLOAD, Config, _without_weights, changes)
+    return _model.restore(checkpoint, WORKLOAD, Config, without_weights, changes)
 
 
 def samples(config: Config) -> tuple[Samples, Splits]:
@@ -297,22 +313,57 @@ def samples(config: Config) -> tuple[Samples, Splits]:
     return dataset.load_once(config.data)
 
 
-def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normaliser) -> Parts:
+def first_network(config: Config, samples: Samples) -> nn.Module:
+    """Return the network as training begins with it, which its seed decides; raises as `build_network`."""
     training.seed_everything(config.seed)
-    return Parts(
-        model=build_network(config, samples),
-        loss=losses.build(config.loss, multilabel=False),
-        train_batches=_model.training_batches(config, samples, made, normaliser),
-    )
+    return build_network(config, samples)
 
 
-def _meta(config: Config, samples: Samples, normaliser: Normaliser) -> dict[str, Any]:
+def without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
+    """Return the network of a checkpoint that says this, its weights still to be filled in."""
+    return coarse.build(coarse.without_weights(config.network), record["in_channels"], len(CLASSES))
+
+
+def meta(config: Config, samples: Samples, normaliser: Normaliser) -> dict[str, Any]:
+    """Return what makes a checkpoint describe itself."""
     made = _model.meta(WORKLOAD, config, CLASSES, normaliser, synthetic=not config.data.root)
     return {**made, "in_channels": samples.shape(0)[0]}
 
 
-def _without_weights(config: Config, record: Mapping[str, Any]) -> nn.Module:
-    return coarse.build(coarse.without_weights(config.network), record["in_channels"], len(CLASSES))
+def _check_lightning(config: Config) -> None:
+    """Refuse what Lightning's Trainer does not do as this project's loop does."""
+    lacking: dict[str, Any] = {"micro_batch": 0, "on_oom": "fail", "profile": False}
+    for name, plain in lacking.items():
+        if (value := getattr(config, name)) != plain:
+            raise ValueError(f"{name}: got {value} with trainer lightning; write {name}: {plain}, or trainer: loop")
+    if config.strategy not in ("auto", "single", "ddp"):
+        raise ValueError(f"strategy: got {config.strategy} with trainer lightning; write ddp, or trainer: loop")
+
+
+def _require(config: Config) -> None:
+    """Raise ValueError, naming the extra, where the trainer is not installed."""
+    missing = [package for name, package in LIGHTNING.items() if importlib.util.find_spec(name) is None]
+    if config.trainer == "lightning" and missing:
+        raise ValueError(
+            f"trainer: got lightning, but {' and '.join(missing)} not installed; "
+            "pip install 'segmentation-search[lightning]', or write trainer: loop"
+        )
+
+
+def _fit_by_lightning(config: Config, shared: Mapping[str, Any]) -> Iterator[Epoch]:
+    _require(config)
+    # Late, because it is an optional part, and builds on this module.
+    from workloads._esd import pulled
+
+    return pulled.fit(config, **shared)
+
+
+def _parts(config: Config, samples: Samples, made: Splits, normaliser: Normaliser) -> Parts:
+    return Parts(
+        model=first_network(config, samples),
+        loss=losses.build(config.loss, multilabel=False),
+        train_batches=_model.training_batches(config, samples, made, normaliser),
+    )
 
 
 def _validated(

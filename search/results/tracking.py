@@ -72,7 +72,8 @@ def log_trial(
     if tracking.mlflow:
         _log_mlflow(tracking.mlflow, tracking.project or spec.name, spec, record, rows, files)
     if tracking.wandb:
-        _log_wandb(tracking.wandb, tracking.project or spec.name, spec, record, rows, files, folder)
+        project = (tracking.entity, tracking.project or spec.name)
+        _log_wandb(tracking.wandb, project, spec, record, rows, files, folder)
 
 
 def values_of(spec: SearchSpec, record: TrialRecord) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def _mlflow_client(uri: str) -> Any:
 
 def _log_wandb(
     mode: str,
-    project: str,
+    project: tuple[str | None, str],
     spec: SearchSpec,
     record: TrialRecord,
     rows: Sequence[EpochLine],
@@ -136,7 +137,8 @@ def _log_wandb(
     )
     folder.mkdir(parents=True, exist_ok=True)
     run = wandb.init(
-        project=re.sub(r"[/\\#?%:]", "-", project),
+        entity=project[0],
+        project=re.sub(r"[/\\#?%:]", "-", project[1]),
         id=re.sub(r"[^\w-]", "-", f"{spec.name}-{record.number}"),
         name=f"trial {record.number}",
         group=spec.name,

@@ -135,6 +135,23 @@ def test_wandb_offline_receives_values_epochs_and_files(tmp_path: Path, monkeypa
     assert b"hunter2" not in everything(folder)
 
 
+@pytest.mark.row("E5")
+@pytest.mark.parametrize("entity", [None, "grss"])
+def test_wandb_is_told_whose_project_it_is(entity: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    asked: dict[str, Any] = {}
+
+    def init(**arguments: Any) -> None:
+        asked.update(arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr(wandb, "init", init)
+    chosen = Tracking(wandb="offline", project="dse: tiles", entity=entity)
+    with pytest.raises(InterruptedError):
+        tracking.log_trial(chosen, SPEC, RECORD, ROWS, folder=tmp_path)
+    assert (asked["entity"], asked["project"], asked["mode"]) == (entity, "dse- tiles", "offline")
+
+
 def wandb_records(path: Path) -> Iterator[Any]:
     """Yield the records of a .wandb file: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2

@@ -403,7 +403,7 @@ def test_auto_is_the_cpu_in_single_precision_where_there_is_no_gpu(monkeypatch, 
 @pytest.mark.parametrize(("dtype", "scaled"), [(torch.float16, True), (torch.bfloat16, False), (torch.float32, False)])
 def test_losses_are_scaled_in_fp16_alone(dtype, scaled, monkeypatch):
     monkeypatch.setattr(training, "resolve_precision", lambda *_: dtype)
-    loop = training._start(QUICK, TinyUNet(1, 2, 4), F.cross_entropy, 0)
+    loop = training.start(QUICK, TinyUNet(1, 2, 4), F.cross_entropy, 0)
     assert loop.strategy.scaler.is_enabled() is scaled
 
 
@@ -437,7 +437,7 @@ def test_the_running_average_is_what_is_validated_and_saved(tmp_path):
 
 def test_the_running_average_of_still_weights_is_those_weights():
     model = TinyUNet(1, 2, 4)
-    loop = training._start(replace(QUICK, ema_decay=0.9), model, lambda logits, mask: logits.sum(), 0)
+    loop = training.start(replace(QUICK, ema_decay=0.9), model, lambda logits, mask: logits.sum(), 0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with torch.no_grad():
         for parameter in model.parameters():
@@ -454,7 +454,7 @@ def test_clipping_bounds_a_step():
     seed_everything(0)
     model = TinyUNet(1, 2, 4)
     config = replace(QUICK, optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=1.0, clip_norm=0.01)
-    loop = training._start(config, model, lambda logits, mask: 1000 * F.cross_entropy(logits, mask), 0)
+    loop = training.start(config, model, lambda logits, mask: 1000 * F.cross_entropy(logits, mask), 0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     training._step(loop, *squares(), len(squares()[0]), Clock(loop.device, on=False))
     moved = [(new.detach() - old).norm() for new, old in zip(model.parameters(), before, strict=True)]
