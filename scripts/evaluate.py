@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 # As `python scripts/evaluate.py` the search path begins in this folder.
@@ -14,23 +15,31 @@ from workloads._esd.original import EvalConfig
 
 
 def main(flags: list[str] | None = None) -> int:
-    """Evaluate, and return the exit code."""
-    try:
-        told = original.parse(EvalConfig, sys.argv[1:] if flags is None else flags, "scripts.evaluate")
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    values = {**original.folders(told), "evaluation_batch": told.batch_size, "loader_workers": told.num_workers}
-    values["device"] = "cpu" if told.accelerator == "cpu" else "auto"
-    changes = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    return run(
-        ["evaluate", "esd", str(_folder(told.checkpoint)), "--split", told.split, "--out", str(told.results), *changes]
-    )
+    """Evaluate, and return the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            told = original.parse(EvalConfig, sys.argv[1:] if flags is None else flags, "scripts.evaluate")
+            checkpoint = _folder(told.checkpoint, Path(scratch))
+        except (ValueError, OSError) as error:
+            print(f"scripts.evaluate: {error}", file=sys.stderr)
+            return 2
+        values = {
+            **original.folders(told),
+            "evaluation_batch": told.batch_size,
+            "loader_workers": told.num_workers,
+            "device": "cpu" if told.accelerator == "cpu" else "auto",
+        }
+        changes = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+        return run(["evaluate", "esd", str(checkpoint), "--split", told.split, "--out", str(told.results), *changes])
 
 
-def _folder(checkpoint: Path) -> Path:
-    """Return the checkpoint folder that a path of the project, such as models/UNet/last.ckpt, stands for."""
-    return checkpoint.with_suffix("") if checkpoint.suffix == ".ckpt" else checkpoint
+def _folder(checkpoint: Path, scratch: Path) -> Path:
+    """Return a checkpoint folder, made in `scratch` of a file of Lightning's."""
+    if checkpoint.suffix != ".ckpt":
+        return checkpoint
+    from workloads._esd.lightning import to_folder
+
+    return to_folder(checkpoint, scratch / checkpoint.stem)
 
 
 if __name__ == "__main__":

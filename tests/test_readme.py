@@ -20,7 +20,9 @@ def test_each_command_exists(command: str) -> None:
     if program == "make":
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     elif words[0] == "-m":
-        assert importlib.util.find_spec(f"{words[1]}.__main__")
+        found = importlib.util.find_spec(words[1])
+        assert found
+        assert not found.submodule_search_locations or importlib.util.find_spec(f"{words[1]}.__main__")
     else:
         assert (ROOT / words[0]).is_file()
 

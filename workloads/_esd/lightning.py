@@ -9,10 +9,12 @@ and scored. A Trainer makes the steps, and decides about devices, precision and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ KEPT = "segmentation"
 PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
 SHOWN = ("train_loss", "val_mean_iou")
 """What a progress bar shows."""
+LOGGERS = ("pytorch_lightning", "lightning_fabric")
 
 
 class TileModule(LightningModule):
@@ -487,3 +490,18 @@ __all__ = [
     "trainer_options",
     "wandb_logger",
 ]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let Lightning warn, but not tell what it finds nor what it will have to change; put all back afterwards."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -6,14 +6,11 @@ of whoever pulls: at an epoch's end it is left, and goes on when the next is wan
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import functools
-import logging
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,8 +31,6 @@ from workloads._esd.lightning import TileDataModule, TileModule
 from workloads.esd import Config
 
 T = TypeVar("T")
-
-LOGGERS = ("pytorch_lightning", "lightning_fabric")
 
 
 def fit(
@@ -66,7 +61,7 @@ def pull(work: Callable[[Callable[[T], object]], object]) -> Iterator[T]:
     try:
         while True:
             inner.parent = getcurrent()
-            with _quiet():
+            with lightning.quiet():
                 given = inner.switch()
             if inner.dead:
                 return
@@ -74,7 +69,7 @@ def pull(work: Callable[[Callable[[T], object]], object]) -> Iterator[T]:
     finally:
         if inner:  # begun, and not ended
             inner.parent = getcurrent()
-            with _quiet():
+            with lightning.quiet():
                 inner.throw()
 
 
@@ -188,18 +183,3 @@ class Joined(DDPStrategy):
     def root_device(self) -> torch.device:
         """Return this process's device."""
         return self.device
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Let Lightning warn, but not tell what it finds nor what it will have to change; put all back afterwards."""
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
