@@ -162,6 +162,8 @@ def prepare(config: Config) -> dict[str, Any]:
     strategy.check(config.strategy)
     forest.require(config.forest)
     _require(config)
+    if config.data.processed:  # a folder that was asked for is filled, whatever is decoded already
+        dataset.process(config.data, dataset.pieces(config.data))
     samples, _ = dataset.load_once(config.data)
     build_network(config, samples)
     return dataset.manifest(config.data)

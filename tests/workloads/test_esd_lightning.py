@@ -158,7 +158,7 @@ def surroundings():
         "settings": (torch.get_num_threads(), torch.backends.cudnn.benchmark),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "anomalies": torch.is_anomaly_enabled(),
-        "levels": [logging.getLogger(name).level for name in ("", *pulled.LOGGERS)],
+        "levels": [logging.getLogger(name).level for name in ("", *lightning.LOGGERS)],
         "warnings": list(warnings.filters),
         "test_open": splits.test_split_is_open(),
         "environment": dict(os.environ),
