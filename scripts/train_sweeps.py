@@ -27,12 +27,20 @@ def main(flags: list[str] | None = None) -> int:
     if told.time is not None:
         values["search.wall_time_s"] = str(told.time)
     changes = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    return tune.main(["--space", told.sweep_file, "--workload", "esd", *changes, *rest])
+    return tune.main(["--space", str(_found(told.sweep_file)), "--workload", "esd", *changes, *rest])
+
+
+def _found(file: Path) -> Path:
+    """Return a sweep file, or the one of that name that comes with these scripts."""
+    ours = Path(__file__).parent / "sweeps" / file
+    return ours if not file.exists() and ours.exists() else file
 
 
 def _parse(flags: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="scripts.train_sweeps", description=__doc__)
-    parser.add_argument("--sweep_file", default="sweeps.yml", metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--sweep_file", type=Path, default=Path("sweeps.yml"), metavar="FILE", help="default: %(default)s"
+    )
     parser.add_argument("--count", type=int, metavar="N", help="trials in all (default: the file's run_cap, or 32)")
     parser.add_argument("--time", type=float, metavar="S", help="start no trial after so many seconds")
     defaults = ESDConfig()

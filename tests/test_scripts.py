@@ -35,14 +35,13 @@ def test_all_three_sweeps_are_here() -> None:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_of_the_project_runs(path, ray_cluster, tmp_path, capsys) -> None:
     folder = tmp_path / "runs"
-    flags = [f"--sweep_file={path}", "--count=2", f"--raw_dir={tmp_path}/data/raw/Train"]
-    defaults = ["--raw_dir=data/raw/Train"]
-    assert train_sweeps.main([*flags[:2], *defaults, f"--runs={folder}", *SMALL]) == 0
+    flags = [f"--sweep_file={path.name}", "--count=2", f"--runs={folder}", *SMALL]
+    assert train_sweeps.main(flags) == 0
     told = capsys.readouterr()
     rows = (folder / path.stem / "leaderboard.csv").read_text().splitlines()
     assert len(rows) >= 2
     assert "Traceback" not in told.err
-    assert train_sweeps.main([*flags, f"--runs={folder}", *SMALL]) == 2, "a folder that is named has to be there"
+    assert train_sweeps.main([*flags, f"--raw_dir={tmp_path}/raw"]) == 2, "a folder that is named has to be there"
     assert "no such folder" in capsys.readouterr().err
 
 

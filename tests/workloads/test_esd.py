@@ -249,6 +249,14 @@ def test_channels_follow_from_the_selected_bands(tmp_path) -> None:
             debug(**{"data.selected_bands.sentinel2": bands})
 
 
+@pytest.mark.row("E22")
+def test_tiles_of_other_sizes_are_refused_by_name(tmp_path) -> None:
+    for number, pixels in ((1, 4), (2, 4), (3, 6)):
+        generator.write_tile(generator.Synthetic(pixels=pixels), number, tmp_path / f"Tile{number}")
+    with pytest.raises(DataError, match=r"a subtile of Tile3 has 99 channels of 24 pixels, those of Tile1 99 .* 16"):
+        dataset.load(replace(debug().data, root=str(tmp_path)))
+
+
 @pytest.mark.row("E31")
 @pytest.mark.row("E41")
 @pytest.mark.parametrize(

@@ -218,8 +218,18 @@ def find(data: Data) -> Raw | Processed:
 
 
 def decode(data: Data, source: Raw | Processed) -> Iterator[Sample]:
-    """Yield the subtiles in the order of tile, row and column."""
-    return source.decode(data)
+    """Yield the subtiles in the order of tile, row and column; DataError for tiles that are not of one size."""
+    first: Sample | None = None
+    for sample in source.decode(data):
+        first = first or sample
+        if sample.image.shape != first.image.shape:
+            channels, side, _ = sample.image.shape
+            wanted = f"those of {first.group} {first.image.shape[0]} channels of {first.image.shape[1]} pixels"
+            raise DataError(
+                f"{root(data)}: a subtile of {sample.group} has {channels} channels of {side} pixels, {wanted}; all "
+                "tiles need one size and as many dates: remove those that differ, or make them alike"
+            )
+        yield sample
 
 
 def image_of(data: Data, arrays: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
