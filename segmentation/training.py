@@ -331,7 +331,6 @@ def begin_epoch(loop: Loop) -> None:
     loop.strategy.free_network()
     _freeze(loop)
     _forget_peak(loop)
-    loop.model.train()
 
 
 def choose_network(loop: Loop) -> None:
@@ -668,6 +667,7 @@ def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _train_pass(loop: Loop, batches: Iterable[Batch], clock: Clock) -> dict[str, float]:
     """Run one epoch of steps; return what they came to."""
+    loop.model.train()  # here, since whoever made the batches may have thawed a part of the network
     steps = Steps(loop)
     for image, mask, index in clock.waiting(batches, "data"):
         set_lr(loop, len(steps.sizes))

@@ -179,6 +179,7 @@ class TileModule(LightningModule):
         """Begin an epoch as the project's own loop does."""
         assert self.loop is not None
         training.begin_epoch(self.loop)
+        self.loop.model.train()
         self.steps, self._scores = Steps(self.loop), {}
         if self.config.validate_every > 1:
             due = training.is_validated(self.config, self.loop.progress.epoch)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import yaml
-
-from configuration import PRESET
+import configuration
+from configuration import PRESET, YamlError
 from segmentation.epoch import DataError
 from segmentation.networks.coarse import parse_pool_sizes
 from workloads._esd.satellites import CLASSES
@@ -210,8 +209,8 @@ def _bands(text: str | None) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        given = configuration.parse_yaml(text)
+    except YamlError as error:
         raise DataError(f"--selected_bands: cannot be read as YAML ({error})") from error
     if not isinstance(given, Mapping):
         raise DataError(f'--selected_bands: got {text!r}; expected such as {{sentinel2: ["04", "03", "02"]}}')
