@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -29,7 +30,7 @@ def main(flags: list[str] | None = None) -> int:
             "loader_workers": told.num_workers,
             "device": "cpu" if told.accelerator == "cpu" else "auto",
         }
-        changes = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+        changes = [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
         return run(["evaluate", "esd", str(checkpoint), "--split", told.split, "--out", str(told.results), *changes])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import configuration
 from scripts import evaluate, train, train_sweeps
 
 pytestmark = pytest.mark.usefixtures("own_cache", "sigterm_as_before")
@@ -55,8 +56,20 @@ def test_a_metric_that_nothing_reports_ends_a_sweep_before_it_starts(tmp_path, c
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.row("E35")
+def test_without_any_data_the_synthetic_tiles_are_evaluated(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = []
+    monkeypatch.setattr(evaluate, "run", lambda words: told.extend(words) or 0)
+    assert evaluate.main([f"--model_path={tmp_path}", "--accelerator=cpu"]) == 0
+    values = dict(configuration.parse_assignment(word) for word in told if "=" in word)
+    assert (values["data.root"], values["device"], values["evaluation_batch"]) == ("", "cpu", 8)
+    assert told[: told.index("--set")][-4:] == ["--split", "validation", "--out", "data/predictions/SegmentationCNN"]
+
+
 @pytest.mark.row("E30")
 @pytest.mark.row("E34")
+@pytest.mark.row("E14")
 def test_train_and_evaluate_go_hand_in_hand(tmp_path, monkeypatch, capsys) -> None:
     from workloads import esd
     from workloads._esd import generator
@@ -69,6 +82,8 @@ def test_train_and_evaluate_go_hand_in_hand(tmp_path, monkeypatch, capsys) -> No
     assert (models / "last.ckpt").is_file() and (models / "best.ckpt").is_file()
     assert len(list((tmp_path / "data/processed/4x4/Train/subtiles").glob("*.npz"))) == 64
     assert evaluate.main(["--model_type=SegmentationCNN"]) == 0
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert "calling everything no_settlement_without_electricity: mean_iou" in verdict
     results = tmp_path / "data" / "predictions" / "SegmentationCNN"
     scores = json.loads((results / "evaluation.json").read_text())
     assert scores["split"] == "validation" and "contest_f1" in scores["metrics"]

@@ -201,6 +201,8 @@ def evaluate(given: argparse.Namespace) -> None:
     _write_evaluation(out, given, evaluation, checkpoint=str(checkpoint))
     logger.info("%s on %s, %d groups; more in %s", checkpoint, given.split, len(evaluation.groups), out)
     print(_table(evaluation))
+    if told := _beside_majority(evaluation):
+        print(f"\n{told}")
     if not given.external:
         return
     others = {}
@@ -448,6 +450,22 @@ def _table(evaluation: Evaluation) -> str:
         rows.append((name, "undefined" if score is None else f"{score:.4f}", interval))
     first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
     return "\n".join(f"{name:{first}}  {score:>{second}}  {interval}".rstrip() for name, score, interval in rows)
+
+
+def _beside_majority(evaluation: Evaluation, name: str = "mean_iou") -> str:
+    """Say how a score stands beside that of calling everything the most frequent class; "" where not known."""
+    from segmentation import bootstrap
+
+    drawn = [evaluation.resamples.get(each) for each in (name, f"{name}_majority")]
+    if drawn[0] is None or drawn[1] is None:
+        return ""
+    gap = bootstrap.paired_difference(drawn[0], drawn[1])
+    word = "better than" if gap.low > 0 else "worse than" if gap.high < 0 else "not distinguishable from"
+    score, blind = evaluation.metrics[name], evaluation.metrics[f"{name}_majority"]
+    return (
+        f"{word} calling everything {evaluation.details['majority']}: {name} {score:.4f} against {blind:.4f}, "
+        f"95 % interval of the difference {gap.low:+.4f} to {gap.high:+.4f}"
+    )
 
 
 def _names_a_value(error: ValueError, workload: str | None) -> bool:
