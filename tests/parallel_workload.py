@@ -105,7 +105,7 @@ def _fail(config: Config, rank: int, number: int) -> None:
             raise OutOfMemoryError("too little memory", config.micro_batch // 2)
         return
     if config.fails == "eat":
-        toy.eat(4.0)
+        toy.eat(6.0)  # as much as in tests/faults/test_hangs_and_memory.py
     if config.fails == "hang":
         time.sleep(600)
     if config.fails == "raise":
